@@ -1,0 +1,380 @@
+"""Random views and paired augmentation of whole batches, on the batch's own device.
+
+Everything is a function of the generator: one call of `torch.rand` draws the parameters of the
+global batch, each process cuts out its rows, and the arithmetic after it holds no chance.
+
+Crop, resize, flip and blur are linear and act on rows and columns separately, so an image's whole
+geometry is one matrix for its columns and one for its rows (`_resampling`), and a view is two
+batched matrix products. Brightness, contrast, saturation, hue and greyscale are affine in RGB, so
+an image's whole colour change is one 3x4 matrix (`_colour_matrices`), applied in one pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from fewmask.types import IGNORED, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's mean of R, G, B for values of 0 to 1."""
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's standard deviation of R, G, B for values of 0 to 1."""
+
+_LUMA = (0.299, 0.587, 0.114)  # the Y of YIQ (ITU-R BT.601), which is PIL's "L" as well
+_CACHED = 1 << 16  # pixels: a CPU works in pieces of about this size, which stay in its cache
+_FEWEST = 16  # images in such a piece, so that the price of calling PyTorch is shared
+_TRIES = 10  # crops drawn per image before the largest fitting one is taken, as in Inception's code
+
+
+def step_generator(
+    seed: int, step: int, device: torch.device | str, stream: int = 0
+) -> torch.Generator:
+    """A generator whose state is a function of (seed, step, stream), whatever ran before.
+
+    The three are hashed, so that neighbouring steps and seeds are unrelated. `stream` separates
+    uses within a step. A generator on the CPU serves images on any device (only the parameters,
+    a few dozen numbers an image, are drawn with it).
+    """
+    digest = blake2b(f"{seed}/{step}/{stream}".encode(), digest_size=8).digest()
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    return generator
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images uint8 [B,3,H,W] of 0..255 -> float32 [B,3,H,W] of 0..1."""
+    return images.to(torch.float32).div_(255)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Images float [B,3,H,W] of 0..1 -> ImageNet's mean 0 and standard deviation 1 a channel."""
+    scale = images.new_tensor([1 / s for s in STD]).view(3, 1, 1)
+    offset = images.new_tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    return torch.addcmul(offset, images, scale)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Random views of SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A)."""
+
+    # Chen's is 0.08, at batches of 4096. A small batch has few negatives, and views that share
+    # nothing then mostly add noise to the positives.
+    crop_min: float = 0.2
+    """Smallest share of the image's area that a crop keeps (0 to 1; Chen: 0.08)."""
+    crop_max: float = 1.0
+    """Largest share of the image's area that a crop keeps (0 to 1)."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over its height, drawn evenly on a log scale."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    colour: float = 1.0
+    """Strength s of the colour jitter: brightness, contrast and saturation change by a factor of
+    up to 1 +- 0.8 s, hue by up to +- 0.2 s of the circle (Chen: 1 on ImageNet, 0.5 on CIFAR)."""
+    jitter: float = 0.8
+    """Probability that a view's colours are jittered at all."""
+    grey: float = 0.2
+    """Probability that a view is turned grey."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur (Chen: 0.5 on ImageNet, 0 on CIFAR)."""
+    sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation, in pixels of the view; the kernel is a tenth of the
+    view's side wide."""
+
+    def __post_init__(self) -> None:
+        faults = _improper(self, ("flip", "jitter", "grey", "blur"))
+        if not 0 < self.crop_min <= self.crop_max <= 1:
+            faults.append(
+                f"crop_min {self.crop_min:g} and crop_max {self.crop_max:g} must satisfy "
+                "0 < crop_min <= crop_max <= 1; they are shares of the image's area."
+            )
+        if not 0 <= self.colour <= 2.5:
+            faults.append(f"colour {self.colour:g} must lie in 0..2.5; Chen has 0.5 and 1.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            faults.append(f"ratio {self.ratio} must be two positive numbers, smaller first.")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            faults.append(f"sigma {self.sigma} must be two positive numbers, smaller first.")
+        if faults:
+            raise UserError(*faults)
+
+
+def random_views(
+    images: Tensor,
+    size: int,
+    views: Views,
+    generator: torch.Generator,
+    *,
+    start: int = 0,
+    total: int | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """One random view of each image: crop, flip, colour jitter, greyscale and blur.
+
+    images uint8 [B,3,H,W]; returns float32 [B,3,size,size] of 0..1. `valid` [B,2] holds each
+    image's own height and width in pixels where the images fill only the top left of the batch;
+    nothing outside is ever read. Parameters are drawn for `total` images and the rows
+    start..start+B are used, so the parts of a batch get the views that the whole would get.
+
+    Resampling is bilinear with the triangle widened to the shrinking factor (what PIL and
+    torchvision call antialiasing), at fractional crop positions. Differences from torchvision's
+    transforms: colours are clamped to 0..1 once, at the end, not after each operation, and without
+    the clamps the operations commute, so no order is drawn; hue turns about the grey axis in YIQ,
+    which keeps luma, where HSV keeps the largest and smallest channel. See docs for how far apart
+    the two are; the blur's kernel is renormalised at the border instead of reflected.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        n = images.shape[0]
+        whole = n if total is None else total
+        draws = torch.rand(whole, 2 * _TRIES + 11, generator=generator, device=generator.device)
+        draws = draws[start : start + n].to(images.device)
+        if valid is None:
+            valid = images.new_tensor(images.shape[-2:], dtype=torch.float32).expand(n, 2)
+        valid = valid.to(images.device, torch.float32)
+        out = torch.empty(n, 3, size, size, device=images.device)
+        for part in _pieces(images, size):
+            _make_views(images[part], draws[part], valid[part], views, out[part])
+        return out
+
+
+def _pieces(images: Tensor, size: int) -> list[slice]:
+    """The batch in the pieces that are worked on at once: all of it on an accelerator."""
+    n, _, height, width = images.shape
+    step = max(_FEWEST, _CACHED // max(size, height, width) ** 2)
+    step = step if images.device.type == "cpu" else max(n, 1)
+    return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _make_views(images: Tensor, draws: Tensor, valid: Tensor, views: Views, out: Tensor) -> None:
+    """Write views of images [B,3,H,W], by random numbers `draws` [B,31], into out [B,3,s,s]."""
+    n, _, height, width = images.shape
+    size = out.shape[-1]
+    crop, flip, colour, blur = torch.split(draws, [2 * _TRIES + 2, 1, 6, 2], dim=1)
+    top, left, tall, wide = _crops(crop, valid, views)
+    flipped = flip[:, 0] < views.flip
+    left, wide = torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide)
+    rows = _resampling(top, tall, valid[:, 0], size, height)
+    columns = _resampling(left, wide, valid[:, 1], size, width)
+    if views.blur > 0 and size >= 20:  # the kernel of a smaller view is one pixel wide
+        kernels = _blurring(blur, views, size)
+        rows, columns = kernels @ rows, kernels @ columns
+    # [B,H,3,W], so that both products take the memory as it lies.
+    pixels = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = rows @ pixels.reshape(n, height, 3 * width)
+    pixels = pixels.view(n, size * 3, width) @ columns.transpose(1, 2)
+    planes = pixels.view(n, size, 3, size).transpose(1, 2).reshape(n, 3, size * size)
+    matrix, offset = _colour_matrices(colour, planes.mean(2), views)
+    torch.baddbmm(offset, matrix, planes, out=out.view(n, 3, size * size))
+    out.clamp_(0, 1)
+
+
+def _crops(draws: Tensor, valid: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width [B] of the crops, in pixels, inside valid [B,2].
+
+    As in torchvision: of ten drawn shapes the first that fits; where none does (an image far from
+    square), the largest window of an allowed ratio.
+    """
+    height, width = valid[:, :1], valid[:, 1:]
+    low, high = views.ratio
+    share = views.crop_min + (views.crop_max - views.crop_min) * draws[:, :_TRIES]
+    area = share * height * width
+    ratio = torch.exp(math.log(low) + math.log(high / low) * draws[:, _TRIES : 2 * _TRIES])
+    tall, wide = torch.sqrt(area / ratio), torch.sqrt(area * ratio)
+    fits = (tall <= height) & (wide <= width)
+    order = torch.arange(_TRIES, 0, -1, device=draws.device)  # argmax promises no order of ties
+    first = (fits * order).argmax(1, keepdim=True)
+    some = fits.any(1, keepdim=True)
+    tall = torch.where(some, tall.gather(1, first), torch.minimum(height, width / low))
+    wide = torch.where(some, wide.gather(1, first), torch.minimum(width, height * high))
+    top, left = draws[:, -2:-1] * (height - tall), draws[:, -1:] * (width - wide)
+    return top[:, 0], left[:, 0], tall[:, 0], wide[:, 0]
+
+
+def _resampling(origin: Tensor, extent: Tensor, valid: Tensor, size: int, length: int) -> Tensor:
+    """Matrices [B,size,length] that resample `extent` pixels from `origin` on to `size` pixels.
+
+    A negative extent runs backwards. Rows are triangles about the source position, as wide as the
+    shrinking factor (at least 1), and add up to 1 over the first `valid` pixels.
+    """
+    targets = torch.arange(0.5, size, device=origin.device)
+    sources = torch.arange(0.5, length, device=origin.device)
+    step = (extent / size)[:, None]
+    reach = step.abs().clamp(min=1)[:, :, None]
+    centres = origin[:, None] + targets * step
+    weights = (sources / reach - centres[:, :, None] / reach).abs_().neg_().add_(1).clamp_(min=0)
+    weights *= (sources < valid[:, None])[:, None]
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def _blurring(draws: Tensor, views: Views, size: int) -> Tensor:
+    """Matrices [B,size,size] of a Gaussian blur along one axis; the identity where none is drawn.
+
+    The kernel is 2 * (size // 20) + 1 pixels wide, about a tenth of the side, as in SimCLR's code.
+    """
+    low, high = views.sigma
+    sigma = low + (high - low) * draws[:, 1]
+    sigma = torch.where(draws[:, 0] < views.blur, sigma, torch.full_like(sigma, 1e-3))
+    radius = size // 20
+    steps = torch.arange(-radius, radius + 1, device=draws.device)
+    taps = torch.exp(-(steps**2) / (2 * sigma[:, None] ** 2))
+    # Windows that slide over the zero-padded kernel are the matrix's rows, the last one first.
+    weights = functional.pad(taps, [size - 1 - radius] * 2).unfold(1, size, 1).flip(1)
+    return weights.div_(weights.sum(2, keepdim=True))
+
+
+def _colour_matrices(draws: Tensor, mean: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    """Matrices [B,3,3] and offsets [B,3,1] that take RGB of 0..255 to the jittered RGB of 0..1.
+
+    mean [B,3] is each view's mean colour, 0..255: contrast is stretched about its luma. In YIQ the
+    whole of it is: Y' = brightness * (contrast * Y + (1 - contrast) * mean Y), and (I, Q) scaled by
+    brightness * contrast * saturation and turned by the hue.
+    """
+    on = draws[:, :1] < views.jitter
+    strength = views.colour * draws.new_tensor([0.8, 0.8, 0.8, 0.2])
+    spread = torch.where(on, (2 * draws[:, 1:5] - 1) * strength, torch.zeros_like(draws[:, 1:5]))
+    brightness, contrast, saturation = (1 + spread[:, :3]).clamp(min=0).unbind(1)
+    saturation = torch.where(draws[:, 5] < views.grey, torch.zeros_like(saturation), saturation)
+    angle = 2 * math.pi * spread[:, 3]
+    gain = brightness * contrast / 255
+    luma, chroma, turned = _YIQ.to(draws.device, draws.dtype)
+    matrix = luma + (saturation * torch.cos(angle))[:, None, None] * chroma
+    matrix += (saturation * torch.sin(angle))[:, None, None] * turned
+    level = (mean @ luma[0]) * brightness * (1 - contrast) / 255
+    return matrix * gain[:, None, None], level[:, None, None].expand(-1, 3, 1)
+
+
+def _yiq_parts() -> Tensor:
+    """[3,3,3]: RGB -> its grey, its colour, and its colour turned by 90 degrees in YIQ, as RGB."""
+    to_yiq = torch.tensor(
+        [_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64
+    )
+    grey = torch.tensor([_LUMA] * 3, dtype=torch.float64)
+    quarter = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
+    turned = torch.linalg.inv(to_yiq) @ quarter @ to_yiq
+    return torch.stack([grey, torch.eye(3, dtype=torch.float64) - grey, turned])
+
+
+_YIQ = _yiq_parts()
+
+
+@dataclass(frozen=True)
+class PairAugment:
+    """Augmentation of images with their masks, for fine-tuning."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    scale: tuple[float, float] = (0.6, 1.2)
+    """Range of the window's side over the image's side: below 1 zooms in, above 1 out."""
+    shift: float = 0.1
+    """The window moves by up to this fraction of the side, along each axis."""
+    rotate: float = 0.0
+    """The window turns by up to this many degrees, either way."""
+    brightness: float = 0.2
+    """Brightness changes by a factor of up to 1 +- this."""
+    contrast: float = 0.2
+    """Contrast about the image's mean grey changes by a factor of up to 1 +- this."""
+
+    def __post_init__(self) -> None:
+        faults = _improper(self, ("flip", "shift", "brightness", "contrast"))
+        if not 0 < self.scale[0] <= self.scale[1]:
+            faults.append(f"scale {self.scale} must be two positive numbers, smaller first.")
+        if faults:
+            raise UserError(*faults)
+
+
+def augment_pair(
+    images: Tensor,
+    masks: Tensor,
+    settings: PairAugment,
+    generator: torch.Generator,
+    *,
+    start: int = 0,
+    total: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One random geometry for each image and its mask, and one change of light for the image.
+
+    images uint8 [B,3,H,W] -> float32 [B,3,H,W] of 0..1, bilinear, mirrored beyond the border.
+    masks uint8 [B,H,W] -> uint8 [B,H,W], nearest pixel, 255 (ignored) beyond the border.
+    `start` and `total` as in `random_views`.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        n, _, height, width = images.shape
+        whole = n if total is None else total
+        draws = torch.rand(whole, 7, generator=generator, device=generator.device)
+        draws = draws[start : start + n].to(images.device)
+        theta = _windows(draws[:, :5], settings, height / width)
+        light = 1 + (2 * draws[:, 5:] - 1) * draws.new_tensor(
+            [settings.brightness, settings.contrast]
+        )
+        new_images = torch.empty(images.shape, device=images.device)
+        new_masks = torch.empty_like(masks)
+        for part in _pieces(images, 1):
+            column, row = _sources(theta[part], height, width)
+            new_masks[part] = _sample_nearest(masks[part], column, row)
+            grid = torch.stack([column * (2 / width) - 1, row * (2 / height) - 1], dim=3)
+            new_images[part] = _light(_sample_linear(images[part], grid), light[part])
+        return new_images, new_masks
+
+
+def _windows(draws: Tensor, settings: PairAugment, aspect: float) -> Tensor:
+    """Affine maps [B,2,3] of (x, y, 1), -1..1 edge to edge, by numbers [B,5]; aspect is H / W."""
+    flip = 1 - 2 * (draws[:, 0] < settings.flip).float()
+    low, high = settings.scale
+    scale = low + (high - low) * draws[:, 1]
+    shift = 2 * settings.shift * (2 * draws[:, 2:4] - 1)  # the side is 2
+    angle = math.radians(settings.rotate) * (2 * draws[:, 4] - 1)
+    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
+    # x and y are in halves of different sides: `aspect` keeps the turn a turn.
+    across = torch.stack([cos * flip, -sin * aspect, shift[:, 0]], dim=1)
+    down = torch.stack([sin / aspect * flip, cos, shift[:, 1]], dim=1)
+    return torch.stack([across, down], dim=1)
+
+
+def _sources(theta: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where each pixel comes from: columns and rows [B,H,W], in pixels from the image's corner."""
+    x = torch.arange(1 - width, width, 2, device=theta.device) / width
+    y = torch.arange(1 - height, height, 2, device=theta.device) / height
+    across = theta[..., :1] * x + theta[..., 2:] + 1  # [B,2,W]
+    down = theta[..., 1:2] * y  # [B,2,H]
+    column = (across[:, 0, None] + down[:, 0, :, None]) * (width / 2)
+    row = (across[:, 1, None] + down[:, 1, :, None]) * (height / 2)
+    return column, row
+
+
+def _sample_linear(images: Tensor, grid: Tensor) -> Tensor:
+    """uint8 [B,3,H,W] at the grid [B,H,W,2] of -1..1 -> float32 [B,3,H,W] of 0..1."""
+    return functional.grid_sample(
+        to_unit(images), grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+
+
+def _sample_nearest(masks: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Masks [B,H,W] at the columns and rows [B,H,W]: the pixel that holds the point, or 255."""
+    height, width = masks.shape[-2:]
+    column, row = column.floor().int(), row.floor().int()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = (row * width + column).masked_fill_(~inside, 0).flatten(1).long()
+    values = masks.flatten(1).gather(1, index).view_as(masks)
+    return values.masked_fill_(~inside, IGNORED)
+
+
+def _light(images: Tensor, factors: Tensor) -> Tensor:
+    """Images [B,3,H,W] of 0..1 with brightness and contrast times factors [B,2], clamped."""
+    brightness, contrast = factors[:, 0], factors[:, 1]
+    grey = images.mean((2, 3)) @ images.new_tensor(_LUMA)
+    level = brightness * (1 - contrast) * grey
+    gain = (brightness * contrast)[:, None, None, None]
+    return torch.addcmul(level[:, None, None, None], images, gain).clamp_(0, 1)
+
+
+def _improper(settings: Views | PairAugment, names: tuple[str, ...]) -> list[str]:
+    """A fault for each named field that is not between 0 and 1."""
+    values = {name: getattr(settings, name) for name in names}
+    return [f"{n} {v:g} must lie in 0..1." for n, v in values.items() if not 0 <= v <= 1]

@@ -1,0 +1,17 @@
+"""Safe loading; weights into encoders, counted."""
+
+from fewmask.checkpoint.files import load_state, read_weights, save_state, save_weights
+from fewmask.checkpoint.foreign import read_any
+from fewmask.checkpoint.transfer import load_start, moved, start_file, transfer
+
+__all__ = [
+    "load_start",
+    "load_state",
+    "moved",
+    "read_any",
+    "read_weights",
+    "save_state",
+    "save_weights",
+    "start_file",
+    "transfer",
+]

@@ -1,0 +1,73 @@
+"""Weights and training state on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewmask.files import write_atomic, write_bytes_atomic
+from fewmask.flags import near
+from fewmask.types import UserError
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file of tensors of any device, layout and sharing. Raises as `write_atomic`."""
+    from safetensors.torch import save
+
+    plain = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    write_bytes_atomic(path, save(plain, metadata=dict(metadata)))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises UserError if missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_file(path)
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError) as problem:
+        raise UserError(
+            f"{path}: cannot be read as safetensors ({problem}). Fetch or make the file again"
+        ) from problem
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """What a run needs to go on: tensors and plain values only, so that `load_state` takes it."""
+    write_atomic(path, lambda file: torch.save(dict(state), file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The contents of `save_state`, on the CPU; no code of the file is run.
+
+    Raises UserError where the file is missing or damaged.
+    """
+    require_file(path)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # pickle, zipfile and torch each have their own
+        raise UserError(
+            f"{path}: is damaged, or not a state that fewmask wrote "
+            f"({str(problem).splitlines()[0] if str(problem) else type(problem).__name__}). "
+            "Remove it to begin this run anew"
+        ) from problem
+    return state
+
+
+def require_file(path: Path) -> None:
+    """Raises UserError for a file that isn't there, with near names of its folder."""
+    path = Path(path)
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected a weights file")
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError(f"{path}: no such file{near(path.name, beside)}")

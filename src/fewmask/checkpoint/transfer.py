@@ -1,0 +1,182 @@
+"""load_start(): weights into an encoder, counted, and strict unless told otherwise."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewmask import encoders
+from fewmask.checkpoint.foreign import read_any
+from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
+from fewmask.flags import near
+from fewmask.types import Transfer, UserError
+
+RUN_WEIGHTS = ("encoder.safetensors", "model.safetensors")
+"""What a pre-training run and a fine-tuning run leave in their folders."""
+
+SHOWN = 3
+"""Tensors named in an error; the rest are counted."""
+
+
+def load_start(
+    encoder: nn.Module,
+    start: str,
+    *,
+    name: str,
+    weights: str | None = None,
+    allow_partial: bool = False,
+) -> Transfer | None:
+    """Load, in place, the weights that an encoder starts from; None for "scratch".
+
+    `start` is scratch, imagenet (timm's download for the encoder `name`, or the file `weights`), a
+    run's folder, or a weights file. Raises UserError where there is no such start, `weights` come
+    with another one than imagenet, or as `read_any` and `transfer` do.
+    """
+    if weights is not None and start != "imagenet":
+        raise UserError(
+            f"--weights {weights} goes with --init imagenet only, not with --init {start}. "
+            f"Pass --init {weights} to start from that file"
+        )
+    if start == "scratch":
+        return None
+    if start == "imagenet":
+        state = encoders.imagenet_state(name) if weights is None else read_any(Path(weights))
+        source = f"ImageNet ({weights or name})"
+        return transfer(encoder, state, source=source, allow_partial=allow_partial)
+    path = start_file(start)
+    source = str(path.parent if path != Path(start) else path)
+    done = transfer(encoder, read_any(path), source=source, allow_partial=allow_partial)
+    return replace(done, moved=_moved_of_run(path))
+
+
+def start_file(start: str) -> Path:
+    """The weights file that a start other than scratch and imagenet means.
+
+    Raises UserError where there is none, naming what is near.
+    """
+    path = Path(start)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        beside = [str(path.with_name(p.name)) for p in _listed(path.parent)]
+        raise UserError(
+            f"--init {start}: no such file or folder{near(start, ['scratch', 'imagenet', *beside])}"
+            ". Expected scratch, imagenet, a run folder or a weights file"
+        )
+    for name in RUN_WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
+    if (path / "config.toml").is_file():
+        raise UserError(f"{fault}: a run that is not finished. Run its command again to finish it")
+    runs = [str(p) for p in _listed(path) if any((p / name).is_file() for name in RUN_WEIGHTS)]
+    hint = f"; the runs {', '.join(sorted(runs)[:SHOWN])} lie in it" if runs else ""
+    raise UserError(f"{fault}, so it is no run folder{hint}")
+
+
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _moved_of_run(path: Path) -> float | None:
+    """How far a run's encoder came from its own start, by the result.json beside its weights."""
+    if path.name not in RUN_WEIGHTS:
+        return None
+    try:
+        moved = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))["moved"]
+        return float(moved)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def transfer(
+    encoder: nn.Module, state: Mapping[str, Tensor], *, source: str, allow_partial: bool = False
+) -> Transfer:
+    """Load a file's tensors into the encoder, in place, and count them.
+
+    Every parameter and running statistic must be there in the encoder's shape, behind any common
+    prefix; floats of another precision are cast. Where several networks of the file fit equally
+    (a student and its teacher), `source` of the result says which was taken.
+
+    Raises UserError where tensors are missing or the file is a deeper network's, unless
+    `allow_partial`; where nothing fits; and for values that are not finite. The encoder is then
+    as it was.
+    """
+    match, others = best_match(encoder, state)
+    own = encoder.state_dict()
+    missing = [name for name in own if not name.endswith(COUNTER) and name not in match.fits]
+    of_tensors = sum(not name.endswith(COUNTER) for name in own)
+    loaded = of_tensors - len(missing)
+    share = _share(encoder, match)
+    if missing and not (allow_partial and loaded):
+        found = f"{loaded} of {of_tensors} encoder tensors, {100 * share:.3g} % of parameters"
+        raise UserError(f"{source}: fits {found}. {_describe_missing(missing, own, match, state)}")
+    deeper = strays(match, state)
+    if deeper and not allow_partial:
+        raise UserError(
+            f"{source}: is of another architecture: beside all {of_tensors} encoder tensors it "
+            f"holds {len(deeper)} more in the same stages ({', '.join(deeper[:SHOWN])}). "
+            "Choose the --encoder that it was made with, or pass --allow-partial"
+        )
+    _require_finite(match, state, source)
+    encoder.load_state_dict({**own, **{mine: state[its] for mine, its in match.fits.items()}})
+    if others:
+        unused_names = ", ".join(other.called() for other in others)
+        source = f"{source} ({match.called()}, not {unused_names})"
+    unused = sum(not name.endswith(COUNTER) for name in state) - loaded
+    return Transfer(source, loaded, of_tensors, share, unused)
+
+
+def _share(encoder: nn.Module, match: Match) -> float:
+    sizes = {name: parameter.numel() for name, parameter in encoder.named_parameters()}
+    return sum(n for name, n in sizes.items() if name in match.fits) / sum(sizes.values())
+
+
+def _describe_missing(
+    missing: list[str], own: Mapping[str, Tensor], match: Match, state: Mapping[str, Tensor]
+) -> str:
+    """What the user needs to see why: the first missing ones, each with the file's nearest."""
+    parts = []
+    left = set(state) - set(match.named.values())
+    for name in missing[:SHOWN]:
+        alike = [its for its in state if its in left and state[its].shape == own[name].shape]
+        nearest = [match.named[name]] if name in match.named else []
+        nearest = nearest or difflib.get_close_matches(match.prefix + name, alike or state, 1, 0.0)
+        there = ", ".join(f"{its} {list(state[its].shape)}" for its in nearest) or "nothing"
+        parts.append(f"{name} {list(own[name].shape)} (nearest in the file: {there})")
+    more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    mend = "Choose the --encoder that it was made with"
+    if len(match.fits):
+        mend += ", or pass --allow-partial to load what fits"
+    return f"Missing: {'; '.join(parts)}{more}. {mend}"
+
+
+def _require_finite(match: Match, state: Mapping[str, Tensor], source: str) -> None:
+    for its in match.fits.values():
+        if not torch.isfinite(state[its]).all():
+            raise UserError(
+                f"{source}: {its} holds values that are not finite. "
+                "The run that made it diverged, or half precision was too narrow for it"
+            )
+
+
+def moved(before: Mapping[str, Tensor], encoder: nn.Module) -> float:
+    """||w - w_before|| / ||w_before||, L2, over all parameters of the encoder together.
+
+    `before` maps their names (and perhaps more) to their earlier values.
+    """
+    distance = norm = 0.0
+    for name, parameter in encoder.named_parameters():
+        now, then = parameter.detach().cpu().double(), before[name].detach().cpu().double()
+        distance += float((now - then).square().sum())
+        norm += float(then.square().sum())
+    if not norm:
+        return math.inf if distance else 0.0
+    return math.sqrt(distance / norm)

@@ -1,0 +1,241 @@
+"""The command line: parses and prints; a command's code is imported only when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fewmask import __version__
+from fewmask.flags import build_parser, construct, flag_name, given, near
+from fewmask.types import UserError
+
+COMMANDS: dict[str, str] = {
+    "demo": "the whole study on a small generated data set",
+    "check": "every fault and warning of the data at once",
+    "pretrain": "pre-train an encoder on unlabelled images",
+    "finetune": "fine-tune a segmentation model on a few masks",
+    "evaluate": "score a run on pairs of images and masks",
+    "predict": "masks and overlays for images of any size",
+    "export": "a run's model in another format, checked against the original",
+    "study": "compare starting points x label budgets x repeats",
+    "report": "table, figures and page of a study again",
+}
+
+POSITIONAL = {
+    "evaluate": ("run",),
+    "predict": ("run", "paths"),
+    "export": ("run",),
+    "study": ("plan",),
+    "report": ("study",),
+}
+REPEATED = {"check": ("images",)}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 2 a mistake of the user's, 130 Control-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(dispatch(arguments))
+    except UserError as mistake:
+        print(error_text(mistake), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command again goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def error_text(mistake: UserError) -> str:
+    """`error: ...` on one line; several faults: their number, then a line each."""
+    faults = [" ".join(fault.split()) for fault in mistake.faults]
+    if len(faults) == 1:
+        return f"error: {faults[0]}"
+    return "\n".join([f"error: {len(faults)} faults", *faults])
+
+
+def dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"fewmask {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command}{near(command, list(COMMANDS))}. "
+                        "See fewmask --help")  # fmt: skip
+    settings = parse(command, rest)
+    return RUN[command](settings)
+
+
+def overview() -> str:
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fewmask COMMAND ...",
+            "",
+            "Semantic segmentation from many images and few masks: pre-train, fine-tune, test,",
+            "and find out with intervals whether pre-training helped.",
+            "",
+            *lines,
+            "",
+            "fewmask COMMAND --help lists a command's flags; fewmask --version the version.",
+        ]
+    )
+
+
+def parse(command: str, argv: list[str]) -> Any:
+    """The command's settings from its arguments. Raises UserError; --help prints and exits."""
+    from fewmask import settings
+
+    cls = getattr(settings, f"{command.capitalize()}Settings")
+    components = _components(command, argv)
+    positional = POSITIONAL.get(command, ())
+    parser = build_parser(f"fewmask {command}", cls, *components, positional=positional,
+                          repeated=REPEATED.get(command, ()))  # fmt: skip
+    values = given(parser, argv, cls, *components)
+    for kind in components:
+        values["pretext"] = construct(kind, values)
+    try:
+        return construct(cls, values)
+    except UserError as mistake:
+        missing = {f"{flag_name(name)} is missing": name for name in positional}
+        raise UserError(
+            *(f"{missing[f].upper()} is missing. See fewmask {command} --help" if f in missing
+              else f for f in mistake.faults)
+        ) from None  # fmt: skip
+
+
+def _components(command: str, argv: list[str]) -> tuple[type, ...]:
+    """The classes whose flags join the command's: the chosen pretext task's."""
+    if command != "pretrain":
+        return ()
+    from fewmask.flags import read_toml
+    from fewmask.pretext import PRETEXTS
+
+    chosen = _said(argv, "--pretext")
+    config = _said(argv, "--config")
+    if chosen is None and config is not None:
+        chosen = read_toml(config).get("pretext")
+    name = chosen or "simclr"
+    if name not in PRETEXTS:
+        raise UserError(f"--pretext {name}: unknown pretext task{near(str(name), list(PRETEXTS))}; "
+                        f"known: {', '.join(PRETEXTS)}")  # fmt: skip
+    return (PRETEXTS[name],)
+
+
+def _said(argv: list[str], flag: str) -> str | None:
+    """The last value of a flag, before the arguments are parsed whole."""
+    value = None
+    for here, after in zip(argv, [*argv[1:], ""], strict=True):
+        if here == flag:
+            value = after
+        elif here.startswith(f"{flag}="):
+            value = here.partition("=")[2]
+    return value
+
+
+def number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"
+
+
+def run_demo(settings: Any) -> int:
+    from fewmask import api
+
+    result = api.demo(**vars(settings))
+    return print_study(result)
+
+
+def run_check(settings: Any) -> int:
+    from fewmask import api
+
+    found = api.check(**vars(settings))
+    for note in found.notes:
+        print(note)
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    if found.faults:
+        raise UserError(*found.faults)
+    print("no faults")
+    return 0
+
+
+def run_pretrain(settings: Any) -> int:
+    from fewmask import api
+
+    result = api.pretrain(**vars(settings))
+    print(f"{result.pretext} on {result.images} images: {result.steps} steps in "
+          f"{result.seconds:.0f} s, loss {result.loss:.4g}; the encoder moved {result.moved:.3g} "
+          "from its start")  # fmt: skip
+    print(f"encoder: {result.out / 'encoder.safetensors'}")
+    return 0
+
+
+def run_finetune(settings: Any) -> int:
+    from fewmask import api
+
+    result = api.finetune(**vars(settings))
+    if result.transfer:
+        print(f"started from {result.transfer.sentence()}")
+    print(f"{result.n_train} training and {result.n_val} validation pairs, {result.steps} steps in "
+          f"{result.seconds:.0f} s: validation IoU {number(result.val_iou)}")  # fmt: skip
+    print(f"model: {result.out / 'model.safetensors'}")
+    return 0
+
+
+def run_evaluate(settings: Any) -> int:
+    from fewmask import api
+
+    result = api.evaluate(**vars(settings))
+    print(f"{result.n} pairs, {result.n_seen_in_training} of them seen in training")
+    for name, value in result.dataset.items():
+        print(f"{name:<22}{number(value)}")
+    print(f"scores: {result.out / 'metrics.json'}")
+    return 0
+
+
+def run_predict(settings: Any) -> int:
+    from fewmask import api
+
+    result = api.predict(**vars(settings))
+    print(f"{len(result.masks)} masks: {result.out / 'masks'}")
+    return 0
+
+
+def run_export(settings: Any) -> int:
+    from fewmask import api
+
+    print(f"{settings.format}: {api.export(**vars(settings))}")
+    return 0
+
+
+def run_study(settings: Any) -> int:
+    import shlex
+
+    from fewmask.study.run import run_study as run
+
+    return print_study(run(settings, shlex.join(["fewmask", *sys.argv[1:]])))
+
+
+def print_study(result: Any) -> int:
+    print((result.out / "table.md").read_text(encoding="utf-8"))
+    print(f"page: {result.page}")
+    return 0
+
+
+def run_report(settings: Any) -> int:
+    from fewmask import api
+
+    page = api.report(**vars(settings))
+    print((page.parent / "table.md").read_text(encoding="utf-8"))
+    print(f"page: {page}")
+    return 0
+
+
+RUN: dict[str, Callable[[Any], int]] = {
+    "demo": run_demo, "check": run_check, "pretrain": run_pretrain, "finetune": run_finetune,
+    "evaluate": run_evaluate, "predict": run_predict, "export": run_export, "study": run_study,
+    "report": run_report,
+}  # fmt: skip

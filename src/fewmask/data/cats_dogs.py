@@ -1,0 +1,60 @@
+"""Cats-vs-Dogs (Asirra, Elson et al. 2007): two folders, Kaggle's flat names, or parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from fewmask.data import folders
+from fewmask.data.parquet import read_parquet, train_files
+from fewmask.data.sources import ImageFile, ImageSet, existing
+from fewmask.types import UserError
+
+NAMES = ("cat", "dog")
+HUB = "microsoft/cats_vs_dogs"
+
+
+def images(src: str, path: Path, download: bool) -> ImageSet:
+    """All images, labelled cat or dog by folder, file name or column."""
+    if not path.is_dir() and download:
+        _download(path)
+    root = existing(src, path, known=True)
+    if files := train_files(root):
+        items, labels = read_parquet(files)
+        return ImageSet(src, "cats-vs-dogs", items, labels, NAMES)
+    for inside in (root / "PetImages", root / "train", root):
+        if inside.is_dir():
+            found, others = folders.walk(inside)
+            told = [(item, _label(item)) for item in found]
+            known = [(item, label) for item, label in told if label is not None]
+            if known:
+                kept, labels = zip(*known, strict=True)
+                rest = others + len(found) - len(kept)
+                return ImageSet(src, "cats-vs-dogs", kept, labels, NAMES, rest)
+    if download:
+        _download(root)
+        return images(src, root, download=False)
+    raise UserError(
+        f"{src}: {root} holds no Cat/ and Dog/ folders, no cat.N.jpg and no parquet files. "
+        "Name the folder of Cats-vs-Dogs, or pass --download to fetch it"
+    )
+
+
+def _label(item: ImageFile) -> int | None:
+    """By the folder (Cat/1.jpg) or the name (cat.1.jpg)."""
+    path = PurePosixPath(item.name)
+    for word in (path.parent.name.lower(), path.name.split(".")[0].lower()):
+        if word in NAMES:
+            return NAMES.index(word)
+        if word in ("cats", "dogs"):
+            return NAMES.index(word[:-1])
+    return None
+
+
+def _download(path: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(HUB, repo_type="dataset", allow_patterns="*.parquet", local_dir=path)
+    except Exception as problem:  # noqa: BLE001 - the hub's errors have no common ancestor
+        why = " ".join(str(problem).split())[:200]
+        raise UserError(f"{path}: the download of {HUB} failed ({why}). Try again later") from None

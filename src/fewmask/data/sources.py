@@ -1,0 +1,225 @@
+"""`SRC` -> what is there: image sets and pairs, listed but not yet decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fewmask.data.images import Pixels, Undecodable, decode_image, decode_mask
+from fewmask.flags import near
+from fewmask.types import Border, Labels, UserError
+
+WHOLE_BYTES = 1 << 30
+SAMPLED_FILES = 1024
+
+
+class ImageItem(Protocol):
+    """One image of a set, wherever it lies."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its set, the same on every machine."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """As the user should read it in a message."""
+        ...
+
+    def read(self) -> bytes:
+        """The bytes, encoded or not: what the fingerprint is made of."""
+        ...
+
+    def stamp(self) -> tuple[int, int]:
+        """Size in bytes and time of the last change in ns: tells whether to look again."""
+        ...
+
+    def pixels(self) -> Pixels:
+        """uint8 [H,W,3]. Raises Undecodable."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image, or a mask, in a file of its own."""
+
+    name: str
+    path: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as problem:
+            raise Undecodable(self.where, str(problem.strerror)) from None
+
+    def stamp(self) -> tuple[int, int]:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return (-1, -1)
+        return status.st_size, status.st_mtime_ns
+
+    def pixels(self) -> Pixels:
+        return decode_image(self.read(), self.where)
+
+    def values(self) -> Pixels:
+        """Of a mask: the file's values, uint8 [H,W]. Raises Undecodable."""
+        return decode_mask(self.read(), self.where)
+
+
+def fingerprint(items: Sequence[ImageItem], *more: str) -> str:
+    """A name for the content of a set, the same wherever it lies and whenever it was written.
+
+    Of names, sizes and all bytes up to 1 GiB; of a larger set the bytes of 1,024 evenly spaced
+    images stand for all.
+    """
+    sizes = [item.stamp()[0] for item in items]
+    digest = blake2b(digest_size=16)
+    for text in (*more, *(f"{i.name}:{size}" for i, size in zip(items, sizes, strict=True))):
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+    chosen: Sequence[int] = range(len(items))
+    if sum(sizes) > WHOLE_BYTES:
+        chosen = np.linspace(0, len(items) - 1, SAMPLED_FILES).astype(int).tolist()
+    for i in chosen:
+        try:
+            digest.update(blake2b(items[i].read(), digest_size=16).digest())
+        except Undecodable as problem:
+            digest.update(problem.reason.encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Unlabelled images. `labels` index `label_names` where the layout names a class per image."""
+
+    src: str
+    pool: str
+    items: Sequence[ImageItem]
+    labels: tuple[int, ...] | None = None
+    label_names: tuple[str, ...] = ()
+    other_files: int = 0
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.items)
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How the values in mask files are to be read."""
+
+    border: Border = "ignore"
+    classes: tuple[str, ...] | None = None
+    ignore: int | None = None
+    mask_values: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    name: str
+    image: ImageItem
+    mask: ImageFile
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Images with masks, in order of name. `faults` are what listing alone found."""
+
+    src: str
+    pool: str
+    items: tuple[Pair, ...]
+    faults: tuple[str, ...]
+    options: MaskOptions
+    labels: Labels | None = None
+    other_files: int = 0
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        both = [item for pair in self.items for item in (pair.image, pair.mask)]
+        return fingerprint(both)
+
+
+# --- SRC ------------------------------------------------------------------------------------------
+
+
+def _kinds() -> dict[str, Callable[[str, Path, bool], ImageSet]]:
+    from fewmask.data import cats_dogs, cifar, pets
+
+    return {"oxford-iiit-pet": pets.images, "cifar10": cifar.images,
+            "cats-vs-dogs": cats_dogs.images}  # fmt: skip
+
+
+def split_source(src: str) -> tuple[str | None, Path]:
+    """(kind or None, path). A path that exists wins over a kind; `KIND:` lies in $FEWMASK_DATA."""
+    kind, colon, rest = src.partition(":")
+    kinds = list(_kinds())
+    if not colon or Path(src).exists():
+        if src in kinds and not Path(src).exists():
+            raise UserError(f"{src}: no such folder. Did you mean {src}: (with a colon)?")
+        return None, Path(src)
+    if kind not in kinds:
+        if "/" in kind or os.sep in kind or len(kind) == 1:
+            return None, Path(src)
+        raise UserError(f"{src}: unknown kind {kind}{near(kind, kinds)}; known: {', '.join(kinds)}")
+    return kind, Path(rest) if rest else Path(os.environ.get("FEWMASK_DATA", "data")) / kind
+
+
+def existing(src: str, path: Path, *, download: bool = False, known: bool = False) -> Path:
+    """The path, if it is a folder. Raises UserError naming near ones, or --download."""
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{src}: {path} is a file; expected a folder of images")
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    mend = ". Pass --download to fetch it" if known and not download else ""
+    raise UserError(f"{src}: no such folder as {path}{near(path.name, siblings)}{mend}")
+
+
+def open_images(src: str, *, download: bool = False) -> ImageSet:
+    """The images of a source. Raises UserError where there are none."""
+    kind, path = split_source(src)
+    if kind is None:
+        from fewmask.data import folders
+
+        return folders.images(src, existing(src, path))
+    return _kinds()[kind](src, path, download)
+
+
+def open_pairs(
+    src: str, options: MaskOptions | None = None, *, download: bool = False
+) -> PairSet:
+    """The pairs of a source. Raises UserError where there are none."""
+    from fewmask.data import folders, pets
+
+    kind, path = split_source(src)
+    options = options or MaskOptions()
+    if kind is None:
+        return folders.pairs(src, existing(src, path), options)
+    if kind != "oxford-iiit-pet":
+        raise UserError(f"{src}: {kind} has no masks. Use it as --images; pairs can be a folder "
+                        "with images/ and masks/, or oxford-iiit-pet:PATH")  # fmt: skip
+    return pets.pairs(src, path, options, download=download)
+
+
+def open_file(path: str) -> ImageFile:
+    """One image file."""
+    return ImageFile(Path(path).name, Path(path))

@@ -1,0 +1,229 @@
+"""Scoring a model on pairs, at the masks' own resolution."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewmask.files import write_json_atomic, write_text_atomic
+from fewmask.data.check import check_pairs
+from fewmask.data.sources import MaskOptions, Pair, open_pairs
+from fewmask.inference import Model, Pixels, load_run, logits_of, save_picture
+from fewmask.losses import cross_entropy, focal, soft_dice
+from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, scores
+from fewmask.progress import Report, progress, silent
+from fewmask.segmentation import Geometry, Segmenter, predicted
+from fewmask.settings import EvaluateSettings
+from fewmask.training import pick_device
+from fewmask.types import IGNORED, EvaluateResult, Labels, UserError
+
+Keep = Callable[[Pair, Pixels, NDArray[np.uint8], NDArray[np.uint8]], None]
+"""Called with the pair, its image [H,W,3], its true labels [H,W] and the predicted mask [H,W]."""
+
+
+def score_pairs(
+    segmenter: Segmenter,
+    geometry: Geometry,
+    pairs: Sequence[Pair],
+    labels: Labels,
+    device: torch.device,
+    keep: Keep | None = None,
+    report: Report = silent,
+) -> list[ImageScores]:
+    """The scores of every pair, in order. `labels` says how the masks' values are read."""
+    segmenter.eval()
+    images: list[Pixels] = []
+
+    def decoded() -> Iterator[Pixels]:
+        for pair in pairs:
+            images.append(pair.image.pixels())
+            yield images[-1]
+
+    found = []
+    stream = logits_of(segmenter, geometry, decoded(), device)
+    for i, (pair, logits) in enumerate(zip(pairs, stream, strict=True)):
+        values = pair.mask.values()
+        image_scores, mask = score_one(pair.name, logits, values, labels)
+        found.append(image_scores)
+        pixels = images.pop(0)
+        if keep:
+            keep(pair, pixels, np.asarray(labels.lut, np.uint8)[values], mask)
+        report(i + 1, len(pairs))
+    return found
+
+
+def score_one(
+    name: str, logits: torch.Tensor, values: NDArray[np.uint8], labels: Labels
+) -> tuple[ImageScores, NDArray[np.uint8]]:
+    """Scores and predicted mask of one image: logits [C,H,W], mask file values [H,W]."""
+    truth = np.asarray(labels.lut, np.uint8)[values]
+    mask: NDArray[np.uint8] = predicted(logits).numpy()
+    valid = int((truth != IGNORED).sum())
+    target = torch.from_numpy(truth)[None]
+    losses = [
+        loss(logits[None], target).item() if valid else None
+        for loss in (cross_entropy, soft_dice, focal)
+    ]
+    return (
+        ImageScores(
+            name=name,
+            confusion=confusion(truth, mask, labels.n_classes),
+            bce_loss=losses[0],
+            dice_loss=losses[1],
+            focal_loss=losses[2],
+            valid_pixels=valid,
+            readings=border_readings(values, mask, labels),
+        ),
+        mask,
+    )
+
+
+def border_readings(
+    values: NDArray[np.uint8], mask: NDArray[np.uint8], labels: Labels
+) -> dict[str, NDArray[np.int64]]:
+    """Oxford-IIIT Pet only: the 2x2 confusions with the border as foreground and with it ignored.
+
+    A predicted border class counts as foreground in both.
+    """
+    if labels.border_lut is None:
+        return {}
+    foreground = np.asarray(labels.border_lut, np.uint8)[values]
+    pet_or_border = np.minimum(mask, 1)
+    border = values == BORDER
+    ignored = np.where(border, IGNORED, foreground).astype(np.uint8)
+    return {
+        "iou_border_foreground": confusion(foreground, pet_or_border, 2),
+        "iou_border_ignore": confusion(ignored, pet_or_border, 2),
+    }
+
+
+def evaluate(settings: EvaluateSettings) -> EvaluateResult:
+    """Score a run on all pairs; leaves metrics.json (last), per_image.csv and overlays/.
+
+    Masks are read as the run's own were, where no flag says otherwise. Raises UserError with all
+    faults of the pairs before anything is written.
+    """
+    device = pick_device(settings.device)
+    model = load_run(settings.run, device)
+    pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
+    own = model.segmenter.labels
+    with progress("checking pairs") as report:
+        checked = check_pairs(pairs, None if _said(settings) else own, progress=report)
+    checked.raise_faults()
+    if checked.labels.n_classes != own.n_classes:
+        raise UserError(
+            f"{settings.pairs}: its masks hold {checked.labels.n_classes} classes, {settings.run} "
+            f"knows {own.n_classes} ({', '.join(own.names)}). Pass --border or --mask-values to match"
+        )
+    out = Path(settings.out)
+
+    def keep(pair: Pair, pixels: Pixels, truth: Pixels, mask: Pixels) -> None:
+        save_picture(out / "overlays" / f"{pair.name}.png", error_overlay(pixels, truth, mask))
+
+    with progress("scoring") as report:
+        found = score_pairs(model.segmenter, model.geometry, pairs.items, checked.labels, device,
+                            keep, report)  # fmt: skip
+    trained = _trained_on(model.run)
+    seen = [picture in trained for picture in checked.hashes]
+    dataset, per_image, per_class = aggregate(found, own.names)
+    result = EvaluateResult(out, len(found), sum(seen), dataset, per_image, per_class, DEFINITIONS)
+    write_text_atomic(out / "per_image.csv", per_image_csv(found, seen))
+    table = {"dataset": dataset, "per_image_mean": per_image, "per_class": per_class,
+             "definitions": DEFINITIONS, "n": result.n,
+             "n_seen_in_training": result.n_seen_in_training,
+             "run": settings.run, "pairs": settings.pairs}  # fmt: skip
+    write_json_atomic(out / "metrics.json", table)
+    return result
+
+
+def _said(settings: EvaluateSettings) -> bool:
+    """Whether a flag says how the masks are to be read."""
+    flags = (settings.border, settings.classes, settings.ignore, settings.mask_values)
+    return any(flag is not None for flag in flags)
+
+
+def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
+    trained = model.described["options"]
+    if not _said(settings):
+        names = trained["classes"]
+        return MaskOptions(trained["border"], tuple(names) if names else None)
+    border = settings.border or trained["border"]
+    return MaskOptions(border, settings.classes or model.segmenter.labels.names, settings.ignore,
+                       settings.mask_values)  # fmt: skip
+
+
+def _trained_on(run: Path) -> set[str]:
+    """Hashes of the pictures that a run was trained and validated on."""
+    path = run / "split.json"
+    if not path.exists():
+        return set()
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    return {entry["image"] for part in parts.values() for entry in part}
+
+
+BORDER = 3
+"""The border's value in Oxford-IIIT Pet's trimaps."""
+
+
+def per_image_csv(
+    all_scores: Sequence[ImageScores], seen: Sequence[bool] | None = None
+) -> str:
+    """One line an image: name, scores, pixel counts (tp, fp, fn, tn for two classes), seen."""
+    rows = []
+    for i, image in enumerate(all_scores):
+        own = scores(image.confusion)
+        row: dict[str, Any] = {"name": image.name, "iou": own["iou"], "f1": own["f1"]}
+        row |= {"dice_loss": image.dice_loss, "focal_loss": image.focal_loss}
+        row |= {"bce_loss": image.bce_loss}
+        row |= {name: own[name] for name in ("recall", "precision", "accuracy")}
+        row |= {name: scores(c)["iou"] for name, c in image.readings.items()}
+        row["valid_pixels"] = image.valid_pixels
+        row |= _counts(image.confusion)
+        if seen is not None:
+            row["seen_in_training"] = int(seen[i])
+        rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["name"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _counts(matrix: NDArray[np.int64]) -> dict[str, int]:
+    if len(matrix) == 2:
+        (tn, fp), (fn, tp) = matrix.tolist()
+        return {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+    k = range(len(matrix))
+    return {f"n_{i}_{j}": int(matrix[i, j]) for i in k for j in k}
+
+
+RIGHT, ADDED, MISSED, LEFT_OUT = (0, 158, 115), (230, 97, 1), (0, 114, 178), (200, 200, 200)
+
+
+def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels) -> Image.Image:
+    """The image with what was found in green, wrongly added in orange, missed in blue, grey where
+    the truth is ignored. Of several classes: any class but 0 counts as found where it is right.
+    """
+    colours = np.zeros((*mask.shape, 3), np.float32)
+    known = truth != IGNORED
+    states = (
+        (known & (truth > 0) & (truth == mask), RIGHT),
+        (known & (mask > 0) & (truth != mask), ADDED),
+        (known & (truth > 0) & (mask == 0), MISSED),
+        (~known, LEFT_OUT),
+    )
+    tint = np.zeros(mask.shape, bool)
+    for where, colour in states:
+        colours[where] = colour
+        tint |= where
+    mixed = np.where(tint[..., None], 0.5 * pixels + 0.5 * colours, pixels)
+    return Image.fromarray(mixed.astype(np.uint8))

@@ -1,0 +1,1 @@
+"""What the numbers of a study can carry: differences, intervals, curves, similarity."""

@@ -1,0 +1,155 @@
+"""A run's model in other formats, each checked against the original on real inputs.
+
+All but smp take images [B,3,S,S] of values 0 to 1 (RGB, S the run's --size) and give logits
+[B,n_logits,S,S]; the normalisation is inside. smp's takes normalised images, as smp's models do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewmask import decoders
+from fewmask.augment import normalise, to_unit
+from fewmask.checkpoint import save_weights
+from fewmask.files import write_json_atomic
+from fewmask.data.images import resize_image
+from fewmask.data.sources import MaskOptions, open_pairs
+from fewmask.inference import Model, load_run
+from fewmask.settings import ExportSettings
+from fewmask.types import UserError
+
+SAMPLES = 4
+TOLERANCE = 1e-3
+"""Largest difference of a logit between an export and the original, over the logits' spread."""
+
+Reader = Callable[[Tensor], Tensor]
+
+
+def export(settings: ExportSettings) -> Path:
+    """Write the export and read it back; it is kept only if it gives the original's logits.
+
+    Raises UserError where a package is missing, the run's own images are gone, or the two differ.
+    """
+    model = load_run(settings.run)
+    inputs = real_inputs(model)
+    out = Path(settings.out)
+    if out.exists():
+        raise UserError(f"{out}: exists. Choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    _remove(partial)
+    try:
+        read = WRITERS[settings.format](model, partial, inputs)
+        compare(model, read, inputs, settings.format)
+        os.replace(partial, out)
+        weights = partial.with_suffix(".bin")
+        if settings.format == "openvino" and weights.exists():
+            os.replace(weights, out.with_suffix(".bin"))
+    finally:
+        _remove(partial)
+    return out
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def real_inputs(model: Model) -> Tensor:
+    """A few of the pictures the run was trained on, as the network sees them: [n,3,S,S], 0 to 1."""
+    told = model.described["options"]
+    try:
+        pairs = open_pairs(told["src"], MaskOptions(border=told["border"]))
+    except UserError as mistake:
+        raise UserError(
+            f"{model.run}: the check of an export needs the run's own images ({mistake})"
+        ) from None
+    size, resize = model.geometry.size, model.geometry.resize
+    seen = [resize_image(p.image.pixels(), size, resize)[0] for p in pairs.items[:SAMPLES]]
+    return to_unit(torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).contiguous())
+
+
+def compare(model: Model, read: Reader, inputs: Tensor, name: str) -> None:
+    """Raises UserError unless the export's logits are the original's."""
+    with torch.inference_mode():
+        wanted = model.segmenter(inputs)
+        found = read(inputs)
+    far = ((found - wanted).abs().max() / wanted.std().clamp_min(1e-6)).item()
+    if not far < TOLERANCE:
+        raise UserError(
+            f"the {name} export differs from the original by {far:.2g} of the logits' spread "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written. Choose another --format"
+        )
+
+
+def _needs(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"this format needs {name}. pip install 'fewmask[export]'") from None
+
+
+def _write_smp(model: Model, path: Path, _: Tensor) -> Reader:
+    import segmentation_models_pytorch as smp
+
+    network = model.segmenter.network
+    path.mkdir()
+    write_json_atomic(path / "config.json", decoders.smp_config(network))
+    save_weights(path / "model.safetensors", network.state_dict(), {"format": "pt"})
+    opened = smp.from_pretrained(str(path)).eval()
+    return lambda images: opened(normalise(images))
+
+
+def _exported(model: Model, inputs: Tensor) -> Any:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return torch.export.export(
+        model.segmenter, (inputs,), dynamic_shapes=({0: batch},), strict=False
+    )
+
+
+def _write_torch(model: Model, path: Path, inputs: Tensor) -> Reader:
+    with path.open("wb") as file:
+        torch.export.save(_exported(model, inputs), file)
+    with path.open("rb") as file:
+        opened = torch.export.load(file).module()
+    return lambda images: opened(images)
+
+
+def _write_onnx(model: Model, path: Path, inputs: Tensor) -> Reader:
+    _needs("onnxscript")
+    runtime = _needs("onnxruntime")
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.onnx.export(
+        model.segmenter, (inputs,), str(path), dynamo=True, external_data=False,
+        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},),
+        verbose=False,
+    )  # fmt: skip
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _write_openvino(model: Model, path: Path, inputs: Tensor) -> Reader:
+    openvino = _needs("openvino")
+    converted = openvino.convert_model(_exported(model, inputs))
+    openvino.save_model(converted, str(path), compress_to_fp16=False)
+    compiled = openvino.Core().compile_model(str(path), "CPU")
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0])
+
+
+WRITERS: dict[str, Callable[[Model, Path, Tensor], Reader]] = {
+    "smp": _write_smp,
+    "torch": _write_torch,
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+}

@@ -1,0 +1,76 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fewmask.types import UserError
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Have `write` fill a file that appears under `path` only when it lies whole on the disk.
+
+    Folders are made as needed. Raises UserError naming the file where the system refuses (a full
+    disk, no permission); what was at `path` before is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as problem:
+        cause = _system_error(problem)
+        if cause is None:
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({cause.strerror or cause}). "
+            "Make room or give the permission there, or choose another --out"
+        ) from problem
+
+
+def _system_error(problem: BaseException | None) -> OSError | None:
+    """The OSError behind an error: torch.save wraps those of its file into RuntimeErrors."""
+    while problem is not None:
+        if isinstance(problem, OSError):
+            return problem
+        problem = problem.__cause__ or problem.__context__
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name itself survive a power cut."""
+    if os.name == "nt":  # folders can't be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """As `write_atomic`, of bytes."""
+    write_atomic(path, lambda file: file.write(content))
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """As `write_atomic`, of text in UTF-8 with line feeds as they are."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """As `write_atomic`, of a value as JSON. Raises ValueError for NaN, which JSON has none of."""
+    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,201 @@
+"""Dataclasses <-> flags and configuration files.
+
+argparse rather than a wrapper of it: a user's mistake has to be one plain line (which the typed
+wrappers box and wrap), and configuration files have to pass the same checks as flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+from fewmask.types import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help")
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """The words `; near: a, b`, or nothing where no known word is near."""
+    found = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; near: {', '.join(found)}" if found else ""
+
+
+def flag_name(field_name: str) -> str:
+    """The flag of a field: `--batch-size` of `batch_size`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
+    """(field, type, help) of a dataclass's fields; those of nested dataclasses flattened."""
+    hints = get_type_hints(cls, localns={"Pretext": str})
+    texts = {p.arg_name: p.description or "" for c in reversed(cls.__mro__) if is_dataclass(c)
+             for p in docstring_parser.parse_from_object(c).params}
+    own = cls.__dict__.get("__annotations__", {})
+    for field in sorted(fields(cls), key=lambda f: f.name not in own):
+        if is_dataclass(hints[field.name]):
+            yield from options(hints[field.name])
+        else:
+            yield field, _plain(hints[field.name]), " ".join(texts.get(field.name, "").split())
+
+
+def _plain(hint: Any) -> Any:
+    """The type without `| None`; a union with str is str (a component, named on the line)."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [a for a in get_args(hint) if a is not type(None)]
+        return str if str in kinds else kinds[0]
+    return hint
+
+
+def convert(text: str, kind: Any, flag: str) -> Any:
+    """The value that `text` stands for.
+
+    Raises UserError naming the flag, the value and what was expected.
+    """
+    if get_origin(kind) is Literal:
+        choices = [str(c) for c in get_args(kind)]
+        if text not in choices:
+            raise UserError(f"{flag} {text}: expected one of {', '.join(choices)}{near(text, choices)}")
+        return text
+    if get_origin(kind) is tuple:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(convert(part, get_args(kind)[0], flag) for part in parts)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"{flag} {text}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        words = {int: "a whole number", float: "a number"}
+        raise UserError(f"{flag} {text}: expected {words.get(kind, kind.__name__)}") from None
+
+
+def build_parser(prog: str, cls: type, *components: type, positional: Sequence[str] = (),
+                 repeated: Sequence[str] = ()) -> Parser:
+    """A parser of the flags of a command's settings and of its chosen components."""
+    parser = Parser(prog=prog, description=(cls.__doc__ or "").split("\n")[0], allow_abbrev=False)
+    for owner in (cls, *components):
+        title = None if owner is cls else f"of {getattr(owner, 'name', owner.__name__)}"
+        group = parser.add_argument_group(title) if title else parser
+        for field, kind, text in options(owner):
+            _add(group, field, kind, text, field.name in positional, field.name in repeated)
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
+                        help="a TOML file of these settings; flags go before it")
+    return parser
+
+
+def _add(group: Any, field: Field[Any], kind: Any, text: str, positional: bool,
+         repeated: bool) -> None:
+    default = _default(field)
+    if default not in (MISSING, None, ()) and not positional:
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{text} (default: {shown})"
+    text = text.replace("%", "%%")
+    if positional:
+        many = get_origin(kind) is tuple
+        group.add_argument(field.name, nargs="*" if many else "?", default=argparse.SUPPRESS,
+                           help=text, metavar=field.name.upper())
+    elif kind is bool:
+        group.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction,
+                           default=argparse.SUPPRESS, help=text)
+    else:
+        choices = "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else None
+        group.add_argument(flag_name(field.name), default=argparse.SUPPRESS, help=text,
+                           action="append" if repeated else "store",
+                           metavar=choices or field.name.upper())
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def given(parser: Parser, argv: Sequence[str], *owners: type) -> dict[str, Any]:
+    """What the command line and its configuration file say, converted and checked."""
+    known = {field.name: kind for owner in owners for field, kind, _ in options(owner)}
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        flags = [flag_name(name) for name in known]
+        raise UserError(f"unknown argument {rest[0]}{near(rest[0].split('=')[0], flags)}")
+    said = vars(namespace)
+    values = read_config(said.pop("config"), known) if "config" in said else {}
+    for name, value in said.items():
+        kind, flag = known[name], flag_name(name)
+        if isinstance(value, list):
+            values[name] = tuple(value)
+        else:
+            values[name] = convert(value, kind, flag) if isinstance(value, str) else value
+    return values
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """The table in a TOML file. Raises UserError where there is none or it does not parse."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror}). Name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: not valid TOML ({problem}). Mend that line") from None
+
+
+def read_config(path: str, known: dict[str, Any]) -> dict[str, Any]:
+    """A configuration file's values by field name, each checked as a flag would be."""
+    table = read_toml(path)
+    values, faults = {}, []
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            faults.append(f"{path}: unknown key {key}{near(name, list(known))}")
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        try:
+            values[name] = convert(text, known[name], f"{path}: {key}")
+        except UserError as problem:
+            faults.extend(problem.faults)
+    if faults:
+        raise UserError(*faults)
+    return values
+
+
+def construct(cls: type, values: dict[str, Any]) -> Any:
+    """An instance of a dataclass from flat values, nested dataclasses included.
+
+    Raises UserError naming the fields that have no default and no value.
+    """
+    hints = get_type_hints(cls, localns={"Pretext": str})
+    arguments, missing = {}, []
+    for field in fields(cls):
+        if is_dataclass(hints[field.name]):
+            arguments[field.name] = construct(hints[field.name], values)  # type: ignore[arg-type]
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+        elif _default(field) is MISSING:
+            missing.append(field.name)
+    if missing:
+        raise UserError(*(f"{flag_name(name)} is missing" for name in missing))
+    return cls(**arguments)
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """Every field of a settings object by name, nested dataclasses flattened, None left out."""
+    values: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            name = getattr(value, "name", None)
+            values |= ({field.name: name} if name else {}) | flat(value)
+        elif value is not None:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values

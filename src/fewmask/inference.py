@@ -1,0 +1,207 @@
+"""Images -> logits -> masks: what evaluate, predict, the study and the exports share."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from fewmask.augment import to_unit
+from fewmask.checkpoint import read_weights
+from fewmask.data.images import Undecodable, resize_image
+from fewmask.data.sources import ImageItem, open_file, open_images
+from fewmask.progress import progress
+from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
+from fewmask.settings import PredictSettings
+from fewmask.types import PredictResult, UserError
+
+Pixels = NDArray[np.uint8]
+
+BATCH = 16
+
+PALETTE = (
+    (0, 0, 0), (230, 97, 1), (94, 60, 153), (0, 158, 115), (86, 180, 233), (240, 228, 66),
+    (0, 114, 178), (204, 121, 167), (213, 94, 0), (153, 153, 153),
+)  # fmt: skip
+"""Colours of the classes in pictures, distinguishable to most colour-blind eyes; reused in turn."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model as a run folder holds it."""
+
+    segmenter: Segmenter
+    geometry: Geometry
+    described: dict[str, Any]
+    run: Path
+
+
+def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
+    """The model of a fine-tuning run, ready to predict.
+
+    Raises UserError where the folder is not such a run, or is one that has not finished.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"{run}: no such folder; expected the --out of a fewmask finetune")
+    if not (folder / "model.json").exists() or not (folder / "model.safetensors").exists():
+        unfinished = (folder / "config.toml").exists() and not (folder / "result.json").exists()
+        mend = "Run its command again to finish it" if unfinished else "Name one"
+        raise UserError(f"{run}: holds no model.safetensors of a fine-tuning run. {mend}")
+    try:
+        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        segmenter, geometry = rebuild(described)
+        segmenter.network.load_state_dict(read_weights(folder / "model.safetensors"))
+    except (ValueError, KeyError, TypeError, RuntimeError) as problem:
+        why = str(problem).split("\n")[0]
+        raise UserError(f"{run}: its model cannot be read ({why}). Fine-tune it again") from None
+    return Model(segmenter.to(device).eval(), geometry, described, folder)
+
+
+def logits_of(
+    segmenter: Segmenter, geometry: Geometry, images: Iterable[Pixels], device: torch.device
+) -> Iterator[Tensor]:
+    """The logits [C,H,W] of each image uint8 [H,W,3], at the image's own resolution, on the CPU.
+
+    The network sees each image as it saw those it was trained on (squashed, or padded), and the
+    logits, not the mask, are brought to the image's resolution (bilinear, pixel centres).
+    """
+    with torch.inference_mode():
+        source = iter(images)
+        while chunk := list(islice(source, BATCH)):
+            seen = [resize_image(pixels, geometry.size, geometry.resize) for pixels in chunk]
+            batch = torch.from_numpy(np.stack([pixels for pixels, _ in seen]))
+            logits = segmenter(to_unit(batch.permute(0, 3, 1, 2).to(device)))
+            for own, (_, (height, width)), pixels in zip(logits, seen, chunk, strict=True):
+                yield functional.interpolate(
+                    own[None, :, :height, :width],
+                    size=pixels.shape[:2],
+                    mode="bilinear",
+                    align_corners=False,
+                )[0].cpu()
+
+
+def predict(settings: PredictSettings) -> PredictResult:
+    """Masks and overlays of all images named, in files beside each other by stem.
+
+    Raises UserError for what cannot be read, before anything is written.
+    """
+    from fewmask.training import pick_device
+
+    device = pick_device(settings.device)
+    model = load_run(settings.run, device)
+    found = named_images(settings.paths)
+    out = Path(settings.out)
+    masks: list[Path] = []
+    overlays: list[Path] = []
+    with progress("predicting") as report:
+        stems, items = zip(*found, strict=True)
+        for stem, pixels, mask in masks_of(model, stems, items, device):
+            masks.append(out / "masks" / f"{stem}.png")
+            overlays.append(out / "overlays" / f"{stem}.png")
+            save_mask(masks[-1], mask)
+            save_picture(overlays[-1], overlay(pixels, mask))
+            report(len(masks), len(found))
+    return PredictResult(out, tuple(masks), tuple(overlays))
+
+
+def masks_of(
+    model: Model, stems: Sequence[str], items: Sequence[ImageItem], device: torch.device
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
+    held: deque[Pixels] = deque()
+
+    def decoded() -> Iterator[Pixels]:
+        for item in items:
+            held.append(item.pixels())
+            yield held[-1]
+
+    logits = logits_of(model.segmenter, model.geometry, decoded(), device)
+    for stem, own in zip(stems, logits, strict=True):
+        yield stem, held.popleft(), predicted(own).numpy()
+
+
+def named_images(paths: Sequence[str]) -> list[tuple[str, ImageItem]]:
+    """(path without its ending, below `masks/`; image) of all files, and of all in folders.
+
+    Raises UserError with every file that is missing, cannot be decoded, or whose mask would have
+    the name of another's.
+    """
+    if not paths:
+        raise UserError("PATH is missing; name image files or folders")
+    found: list[tuple[str, ImageItem]] = []
+    faults: list[str] = []
+    for path in paths:
+        try:
+            single = Path(path).is_file()
+            items = [open_file(path)] if single else open_images(path).items
+            for item in items:
+                name = PurePosixPath(item.name)
+                found.append((name.stem if single else str(name.with_suffix("")), item))
+        except UserError as mistake:
+            faults.extend(mistake.faults)
+    first: dict[str, ImageItem] = {}
+    for stem, item in found:
+        if stem in first:
+            faults.append(
+                f"{item.where}: its mask would be {stem}.png, as that of {first[stem].where}. "
+                "Predict the two into different --out folders"
+            )
+        first.setdefault(stem, item)
+        try:
+            item.pixels()
+        except Undecodable as problem:
+            faults.append(f"{problem.where}: cannot be decoded ({problem.reason}). Remove it")
+    if faults:
+        raise UserError(*faults)
+    return found
+
+
+def save_picture(path: Path, pixels: Pixels | Image.Image) -> None:
+    """A PNG, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(path)
+
+
+def save_mask(path: Path, mask: Pixels) -> None:
+    """Class ids uint8 [H,W] as a palette PNG: viewers show colours, readers get the ids."""
+    picture = Image.fromarray(mask, mode="L").convert("P")
+    picture.putpalette([value for colour in _colours() for value in colour])
+    picture.putdata(mask.ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, optimize=True)
+
+
+def _colours() -> list[tuple[int, int, int]]:
+    cycle = PALETTE[1:]
+    return [PALETTE[0], *(cycle[(i - 1) % len(cycle)] for i in range(1, 256))]
+
+
+def overlay(pixels: Pixels, mask: Pixels) -> Pixels:
+    """The image uint8 [H,W,3] with each class but 0 tinted and outlined in its colour."""
+    colours = np.array(_colours(), np.uint8)[mask]
+    inside = (mask > 0)[..., None]
+    tinted = np.where(inside, 0.55 * pixels + 0.45 * colours, pixels).astype(np.uint8)
+    return np.where(edges(mask)[..., None], colours, tinted).astype(np.uint8)
+
+
+def edges(mask: Pixels) -> NDArray[np.bool_]:
+    """Pixels of classes other than 0 that touch another class."""
+    padded = np.pad(mask, 1, mode="edge")
+    centre = padded[1:-1, 1:-1]
+    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    touching = np.any([centre != side for side in around], axis=0)
+    found: NDArray[np.bool_] = touching & (centre > 0)
+    return found

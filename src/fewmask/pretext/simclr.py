@@ -1,0 +1,125 @@
+"""SimCLR: two random views of a picture are each other's only positive (Chen et al. 2020).
+
+https://arxiv.org/abs/2002.05709
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewmask.augment import Views, normalise, random_views, step_generator
+from fewmask.distributed import gather_rows
+from fewmask.losses import nt_xent
+from fewmask.types import Batch, UserError
+
+
+@dataclass(frozen=True)
+class SimCLR:
+    """SimCLR's hyper-parameters."""
+
+    name: ClassVar[str] = "simclr"
+
+    temperature: float = 0.2
+    """Temperature of NT-Xent. 0.2 suits small batches and short runs; the paper's long runs on
+    CIFAR-10 with large batches use 0.5."""
+    hidden: tuple[int, ...] = ()
+    """Widths of the projection head's hidden layers, separated by commas (default: one, as wide as
+    the encoder's output)."""
+    projection: int = 128
+    """Width of the projection, in which views are compared."""
+    views: Views = field(default_factory=Views)
+    """The random views."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature}: expected a number above 0")
+
+    def task(self, encoder: nn.Module, size: int) -> SimCLRTask:
+        """The task on an encoder of smp's contract, with views of `size` pixels a side."""
+        return SimCLRTask(self, encoder, size)
+
+
+class SimCLRTask(nn.Module):
+    """Batch -> NT-Xent between two views of each picture, over the pictures of all processes.
+
+    Batch norm, if the encoder has any, takes its statistics over each process' own views: with it
+    two processes are close to one process with the whole batch, without it they are equal.
+    """
+
+    def __init__(self, config: SimCLR, encoder: nn.Module, size: int) -> None:
+        super().__init__()
+        self.config, self.encoder, self.size = config, encoder, size
+        width = int(encoder.out_channels[-1])  # type: ignore[index,arg-type]
+        widths = (width, *(config.hidden or (width,)))
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.projection))
+        self.signals: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        first, second = self.project(torch.cat(self.two_views(batch))).chunk(2)
+        loss = nt_xent(
+            first,
+            second,
+            self.config.temperature,
+            start=batch.start,
+            all_first=gather_rows(first),
+            all_second=gather_rows(second),
+        )
+        return {"nt_xent": loss}
+
+    def two_views(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Two [B,3,size,size] of values 0 to 1; each picture with random parameters of its own."""
+        made = []
+        for stream in (0, 1):
+            generator = step_generator(batch.seed, batch.step, batch.images.device, stream)
+            made.append(
+                random_views(
+                    batch.images,
+                    self.size,
+                    self.config.views,
+                    generator,
+                    start=batch.start,
+                    total=batch.total,
+                    valid=batch.valid,
+                )
+            )
+        return made[0], made[1]
+
+    def project(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] of values 0 to 1 -> [B,projection], not normalised."""
+        images = normalise(images).contiguous(memory_format=torch.channels_last)
+        features = self.encoder(images)[-1].mean(dim=(2, 3))
+        projected: Tensor = self.head(features)
+        self.signals = {"spread": spread(features), "positives_first": agreement(projected)}
+        return projected
+
+
+@torch.no_grad()
+def spread(features: Tensor) -> Tensor:
+    """How far the directions of [B,D] features spread: 0 all the same (collapse), 1 isotropic.
+
+    The mean over dimensions of the standard deviation of the L2-normalised features, over
+    1/sqrt(D), the value that directions without any order have (Chen & He 2021, sec. 4.1).
+    """
+    directions = functional.normalize(features.float(), dim=1)
+    return directions.std(dim=0).mean() * features.shape[1] ** 0.5
+
+
+@torch.no_grad()
+def agreement(projected: Tensor) -> Tensor:
+    """Share of views whose nearest neighbour is their own other view; chance is 1 / (2N - 1).
+
+    `projected` [2N,D] holds the first views and then the second ones.
+    """
+    z = functional.normalize(projected.float(), dim=1)
+    similar = z @ z.T
+    similar.fill_diagonal_(-torch.inf)
+    partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return (similar.argmax(dim=1) == partner).float().mean()

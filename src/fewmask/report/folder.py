@@ -1,0 +1,125 @@
+"""A study folder, read once: its plan, the rows of `results.csv`, its finished cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewmask.evidence.compare import parse_budget, read_score
+from fewmask.types import UserError
+
+Budget = int | float
+NEEDED = ("arm", "budget", "repeat", "status")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """What `study.json`, `results.csv` and `cells/` say. Scores are fractions of 1."""
+
+    path: Path
+    plan: dict[str, Any]
+    rows: tuple[dict[str, str], ...]
+    cells: dict[tuple[str, Budget, int], Path]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names in the plan's order, then those that only the results know."""
+        planned = [str(arm["name"]) for arm in self.plan.get("arms", [])]
+        return tuple(dict.fromkeys(planned + [row["arm"] for row in self.rows]))
+
+    @property
+    def baseline(self) -> str:
+        return str(self.plan.get("baseline", "scratch"))
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """From the fewest masks to the most."""
+        found = [parse_budget(value) for value in self.plan.get("budgets", [])]
+        found += [parse_budget(row["budget"]) for row in self.rows]
+        return tuple(sorted(dict.fromkeys(found), key=self.masks))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(name) for name in self.plan.get("classes", []))
+
+    @property
+    def iou_name(self) -> str:
+        return "mean IoU" if len(self.classes) > 2 else "IoU"
+
+    @property
+    def done(self) -> tuple[dict[str, str], ...]:
+        return tuple(row for row in self.rows if row["status"] == "done")
+
+    def masks(self, budget: Budget) -> int:
+        """The labelled pairs of a budget, those for validation included."""
+        for row in self.rows:
+            if parse_budget(row["budget"]) == budget and row.get("n_train"):
+                return int(row["n_train"]) + int(row.get("n_val") or 0)
+        if isinstance(budget, int):
+            return budget
+        return round(budget * int(self.plan.get("n_pairs") or 100))
+
+    def runs(self, arm: str, budget: Budget, score: str = "iou") -> dict[int, float]:
+        """The score of each finished repeat in which it is defined."""
+        found = {
+            int(row["repeat"]): read_score(row.get(score))
+            for row in self.done
+            if row["arm"] == arm and parse_budget(row["budget"]) == budget
+        }
+        return {repeat: found[repeat] for repeat in sorted(found) if not math.isnan(found[repeat])}
+
+    def shares_labels(self, budget: Budget) -> bool:
+        """Whether the budget takes the whole of the rest, so that repeats differ in seed alone."""
+        return budget in [parse_budget(value) for value in self.plan.get("whole_budgets", [])]
+
+
+def read_study(path: Path) -> StudyFolder:
+    """Read what lies in a study folder; only `study.json` must be there. Raises UserError."""
+    file = path / "study.json"
+    if not file.is_file():
+        raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
+    plan = _json_object(file)
+    return StudyFolder(path, plan, _rows(path / "results.csv"), _cells(path / "cells"))
+
+
+def budget_label(budget: Budget) -> str:
+    """
+    >>> budget_label(0.2), budget_label(8)
+    ('20 %', '8 masks')
+    """
+    return f"{budget} masks" if isinstance(budget, int) else f"{100 * budget:.4g} %"
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); run the study again to write it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds a {type(value).__name__}; expected an object of settings")
+    return value
+
+
+def _rows(file: Path) -> tuple[dict[str, str], ...]:
+    if not file.is_file():
+        return ()
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, restval="")
+        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(f"{file} lacks the columns {', '.join(missing)}; run the study again")
+        return tuple(dict(row) for row in reader)
+
+
+def _cells(folder: Path) -> dict[tuple[str, Budget, int], Path]:
+    found = {}
+    for file in sorted(folder.glob("*/result.json")):
+        result = _json_object(file)
+        if {"arm", "budget", "repeat"} <= result.keys():
+            key = (str(result["arm"]), parse_budget(result["budget"]), int(result["repeat"]))
+            found[key] = file.parent
+    return found

@@ -1,0 +1,154 @@
+"""The page of a study: one file that opens from disk, on a phone as on a desk, without network."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from fewmask.files import write_text_atomic
+from fewmask.evidence.compare import paired_differences
+from fewmask.report import panels, plots
+from fewmask.report.findings import difference_rows, findings
+from fewmask.report.folder import StudyFolder, budget_label, read_study
+from fewmask.report.table import note, study_rows, write_study_table
+
+MOST_WARNINGS = 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as the template needs it. `width` is in CSS pixels; wider than the page scrolls."""
+
+    light: str
+    dark: str
+    width: int
+    alt: str
+
+
+def write_report(study: Path) -> Path:
+    """Write `table.md`, `figures/*.png` and `report.html` from what lies in the study folder.
+
+    Copes with pending cells, a single arm or repeat, and missing panels. Raises UserError where
+    `study.json` or `results.csv` can't be read.
+    """
+    folder = read_study(study)
+    write_study_table(folder)
+    page = study / "report.html"
+    write_text_atomic(page, render(folder))
+    return page
+
+
+def render(study: StudyFolder) -> str:
+    """The page as HTML; writes the figures, which it shows."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    here = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(**contents(study))
+
+
+def contents(study: StudyFolder) -> dict[str, Any]:
+    """What the template shows, each value plain text, a list of rows or a figure."""
+    plan = study.plan
+    sentences = {str(arm["name"]): str(arm.get("sentence", "")) for arm in plan.get("arms", [])}
+    differences = paired_differences([*study.done], study.baseline)
+    warnings = [str(warning) for warning in plan.get("warnings", [])]
+    return {
+        "title": str(plan.get("title") or plan.get("name") or "Study"),
+        "about": str(plan.get("about", "")),
+        "done": len(study.done),
+        "planned": len(study.rows),
+        "findings": findings(study),
+        "facts": facts(study),
+        "arms": [(arm, sentences.get(arm, "")) for arm in study.arms],
+        "baseline": study.baseline,
+        "table": grouped(study_rows(study), "Model"),
+        "note": note(study),
+        "curve": curve(study),
+        "chart": chart(study),
+        "differences": grouped(difference_rows(study, differences), "Arm"),
+        "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
+        "panels": shown_panels(study),
+        "warnings": warnings[:MOST_WARNINGS],
+        "more_warnings": max(0, len(warnings) - MOST_WARNINGS),
+        "definitions": {str(k): str(v) for k, v in plan.get("definitions", {}).items()},
+        "command": str(plan.get("command", "")),
+        "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
+        "iou_name": study.iou_name,
+    }
+
+
+def grouped(rows: list[dict[str, str]], column: str) -> list[tuple[str, list[dict[str, str]]]]:
+    """Neighbouring rows of one arm together, without the column that names it and without IDs."""
+    return [
+        (name, [{k: v for k, v in row.items() if k not in ("ID", column)} for row in own])
+        for name, own in groupby(rows, key=lambda row: row[column])
+    ]
+
+
+def facts(study: StudyFolder) -> list[tuple[str, str]]:
+    """The settings that a reader asks for first; only those that the plan gives."""
+    plan = study.plan
+    budgets = ", ".join(
+        budget_label(b) if isinstance(b, int) else f"{budget_label(b)} ({study.masks(b)} masks)"
+        for b in study.budgets
+    )
+    size = f"{plan['size']} px" if plan.get("size") else None
+    found = {
+        "Pairs": plan.get("n_pairs"),
+        "Test images": plan.get("n_test"),
+        "Budgets": budgets,
+        "Classes": ", ".join(study.classes),
+        "Encoder": plan.get("encoder"),
+        "Decoder": plan.get("decoder"),
+        "Size": size,
+        "Recipe": plan.get("recipe"),
+        "Headline": plan.get("headline"),
+        "Data": plan.get("pairs"),
+    }
+    return [(name, str(value)) for name, value in found.items() if value]
+
+
+def curve(study: StudyFolder) -> Shown | None:
+    """IoU against budget, its numbers in the alternative text."""
+    means = [
+        f"{row['Model']} at {row['Dev Split']}: {row.get('IOU', row.get('Mean IOU'))}"
+        for row in study_rows(study)
+    ]
+    alt = f"{study.iou_name} against the number of labelled masks. {'; '.join(means)}."
+    return _shown(plots.write_curve(study), alt)
+
+
+def chart(study: StudyFolder) -> Shown | None:
+    """The paired differences to the baseline."""
+    alt = f"Differences to {study.baseline}, a dot a repeat; the same numbers are in the table."
+    return _shown(plots.write_differences(study), alt)
+
+
+def shown_panels(study: StudyFolder) -> list[tuple[str, Shown]]:
+    """(caption, figure) of each panel that can be drawn."""
+    found = []
+    for panel in (panels.arms_panel(study), panels.budgets_panel(study)):
+        shown = None
+        if panel is not None:
+            alt = f"Test images, their true masks and the predictions of {panel.says}."
+            shown = _shown(panels.write_panel(study, panel), alt)
+        if panel is not None and shown is not None:
+            found.append((panel.says, shown))
+    return found
+
+
+def _shown(picture: plots.Picture | None, alt: str) -> Shown | None:
+    if picture is None:
+        return None
+    return Shown(_data_uri(picture.light), _data_uri(picture.dark), picture.width, alt)
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

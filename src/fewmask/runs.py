@@ -1,0 +1,82 @@
+"""Run folders: whose they are, what they hold, when they are done."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tomllib
+from dataclasses import asdict
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from fewmask.files import write_text_atomic
+from fewmask.flags import flat
+from fewmask.settings import NOT_WHAT_IS_COMPUTED
+from fewmask.types import Transfer, UserError
+
+Result = TypeVar("Result")
+
+
+def config_of(settings: Any) -> dict[str, Any]:
+    """The settings as the flat table that config.toml holds."""
+    return flat(settings)
+
+
+def key_of(config: dict[str, Any], *facts: str) -> str:
+    """A name for what a run computes: its settings less machine and folder, and its data."""
+    what = {k: v for k, v in config.items() if k not in NOT_WHAT_IS_COMPUTED}
+    text = json.dumps([what, *facts], sort_keys=True)
+    return blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def claim(out: Path, config: dict[str, Any]) -> None:
+    """Make `out` this run's folder, or see that it already is.
+
+    Raises UserError where it is another run's, or holds something else.
+    """
+    path = out / "config.toml"
+    if path.exists():
+        before = tomllib.loads(path.read_text(encoding="utf-8"))
+        for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
+            if before.get(name) != config.get(name):
+                raise UserError(
+                    f"{out}: another run's folder (its {name} is {before.get(name)}, "
+                    f"this one's {config.get(name)}). Choose another --out"
+                )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is no run folder. Choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{out}: cannot be made ({problem.strerror}). Choose another --out") from None
+    write_text_atomic(path, tomli_w.dumps(config))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("fewmask", "torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def write_result(out: Path, result: Any, **more: Any) -> None:
+    """result.json, written last: its being there is what makes a run done."""
+    table = asdict(result) | more | {"versions": versions()}
+    table["out"] = str(result.out)
+    write_text_atomic(out / "result.json", json.dumps(table, indent=1, default=str) + "\n")
+
+
+def read_result(out: Path, kind: type[Result]) -> Result | None:
+    """The result of a finished run, or None."""
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    table = json.loads(path.read_text(encoding="utf-8"))
+    transfer = table.get("transfer")
+    known = {k: v for k, v in table.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    known |= {"out": out, "transfer": Transfer(**transfer) if transfer else None}
+    return kind(**known)

@@ -1,0 +1,123 @@
+"""Segmenter, the model; and fine-tuning it, the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewmask import decoders
+from fewmask.augment import PairAugment, augment_pair, normalise, step_generator, to_unit
+from fewmask.losses import SEGMENTATION_LOSSES
+from fewmask.types import Batch, Labels, Resize
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image becomes what the network sees."""
+
+    size: int
+    resize: Resize
+
+
+class Segmenter(nn.Module):
+    """An smp network that takes any height and width.
+
+    `network` is the smp model itself, with smp's names, so its weights open in smp.
+    """
+
+    def __init__(self, encoder: str, decoder: str, labels: Labels) -> None:
+        super().__init__()
+        self.network = decoders.build(decoder, encoder, labels.n_logits)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.labels, self.encoder_name, self.decoder_name = labels, encoder, decoder
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.network.encoder  # type: ignore[return-value]
+
+    def heads(self) -> list[nn.Module]:
+        """All but the encoder."""
+        return [module for name, module in self.network.named_children() if name != "encoder"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] of values 0 to 1 -> logits [B,n_logits,H,W], float32.
+
+        Sides that are no multiple of the stride are padded at the bottom and right, by repeating
+        the edge, and the logits cut back.
+        """
+        height, width = images.shape[-2:]
+        stride = int(self.encoder.output_stride)  # type: ignore[arg-type]
+        pad = (0, -width % stride, 0, -height % stride)
+        x = normalise(images)
+        if any(pad):
+            x = functional.pad(x, pad, mode="replicate")
+        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+        return logits[..., :height, :width].float()
+
+
+class SegmentationTask(nn.Module):
+    """Batch of images and masks -> the named losses, under random geometry and colour."""
+
+    def __init__(self, segmenter: Segmenter, loss: str, augment: PairAugment | None) -> None:
+        super().__init__()
+        self.segmenter, self.loss, self.augment = segmenter, loss, augment
+        self.signals: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.masks is None:
+            raise ValueError("a segmentation batch holds masks")
+        if self.augment is None:
+            images, masks = to_unit(batch.images), batch.masks
+        else:
+            generator = step_generator(batch.seed, batch.step, batch.images.device)
+            images, masks = augment_pair(
+                batch.images,
+                batch.masks,
+                self.augment,
+                generator,
+                start=batch.start,
+                total=batch.total,
+            )
+        logits = self.segmenter(images)
+        return {part: SEGMENTATION_LOSSES[part](logits, masks) for part in self.loss.split("+")}
+
+    def groups(self, encoder_lr: float) -> list[tuple[float, nn.Module]]:
+        """(rate as a ratio of the base rate, module), for the optimiser."""
+        heads: list[tuple[float, nn.Module]] = [(1.0, m) for m in self.segmenter.heads()]
+        return [(encoder_lr, self.segmenter.encoder), *heads]
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Logits [...,C,H,W] -> class ids [...,H,W] uint8: probability above 0.5, or the largest."""
+    if logits.shape[-3] == 1:
+        return (logits[..., 0, :, :] > 0).to(torch.uint8)
+    return logits.argmax(dim=-3).to(torch.uint8)
+
+
+def describe(segmenter: Segmenter, geometry: Geometry) -> dict[str, Any]:
+    """All that is needed, beside the weights, to build the model again."""
+    return {
+        "encoder": segmenter.encoder_name,
+        "decoder": segmenter.decoder_name,
+        "size": geometry.size,
+        "resize": geometry.resize,
+        "classes": list(segmenter.labels.names),
+        "lut": list(segmenter.labels.lut),
+        "border_lut": segmenter.labels.border_lut and list(segmenter.labels.border_lut),
+    }
+
+
+def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
+    """The inverse of `describe`, with random weights."""
+    border = described["border_lut"]
+    labels = Labels(
+        tuple(described["classes"]),
+        tuple(described["lut"]),
+        None if border is None else tuple(border),
+    )
+    segmenter = Segmenter(described["encoder"], described["decoder"], labels)
+    return segmenter, Geometry(described["size"], described["resize"])

@@ -1,0 +1,347 @@
+"""The settings of every command: the flags, the configuration files and the Python arguments.
+
+One frozen dataclass a command. The strings under the fields become the help texts. A field whose
+default is None takes its value from the recipe or from the data, as its text says.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from fewmask.types import Border, Precision, Recipe, Resize, UserError
+
+if TYPE_CHECKING:
+    from fewmask.pretext import Pretext
+
+Optimizer = Literal["adam", "adamw", "sgd", "lars"]
+Schedule = Literal["cosine", "constant"]
+Loss = Literal["bce", "ce", "dice", "focal", "bce+dice"]
+Keep = Literal["best", "last", "average"]
+Format = Literal["onnx", "openvino", "smp", "torch"]
+
+
+def _positive(settings: object, *names: str) -> list[str]:
+    """Faults of the numbers that must be finite and above zero."""
+    faults = []
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            faults.append(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+    return faults
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise UserError(*faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a command computes; changes speed, not what is computed."""
+
+    device: str = "auto"
+    """cpu, cuda, mps or auto (the fastest that is there)."""
+    devices: int = 1
+    """How many processes (one a GPU; gloo on CPU) share the work of a training run."""
+    workers: int = 2
+    """How many threads decode images while the cache is built."""
+    precision: Precision = "auto"
+    """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
+    download: bool = False
+    """Download a known data set (oxford-iiit-pet:, cifar10:, cats-vs-dogs:) that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskFlags:
+    """How masks are read."""
+
+    border: Border = "ignore"
+    """Oxford-IIIT Pet only: what its border class is."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of their ids, separated by commas."""
+    ignore: int | None = None
+    """The value in mask files whose pixels neither train nor count."""
+    mask_values: tuple[int, ...] | None = None
+    """The values in mask files, in class order, separated by commas (0,255)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(Machine):
+    """Pre-train an encoder on unlabelled images."""
+
+    images: str
+    """Unlabelled images: a folder, or KIND:PATH (cifar10:, cats-vs-dogs:, oxford-iiit-pet:)."""
+    out: str
+    """The run folder to write; the same command on it again finishes it."""
+    pretext: str | Pretext = "simclr"
+    """The pretext task; its own flags follow it."""
+    encoder: str = "resnet50"
+    """The encoder, by timm's name."""
+    init: str = "scratch"
+    """Where the weights start: scratch, imagenet, a run folder, or a weights file."""
+    weights: str | None = None
+    """With --init imagenet: a local file in place of timm's download."""
+    allow_partial: bool = False
+    """Go on although not every encoder tensor is found in the start."""
+    size: int = 224
+    """Side in pixels that the network sees."""
+    resize: Resize = "square"
+    """square squashes images to a square; keep keeps the aspect and pads."""
+    epochs: int | None = None
+    """Passes over the images (default 20, if --steps isn't given)."""
+    steps: int | None = None
+    """Optimiser steps, in place of --epochs."""
+    batch_size: int = 128
+    """Images a step, over all devices."""
+    lr: float | None = None
+    """The base rate (default: 1e-3 for adam and adamw, 0.3 for lars, 0.06 for sgd, each scaled by
+    the square root of batch/256)."""
+    optimizer: Optimizer = "adamw"
+    """The optimiser."""
+    schedule: Schedule = "cosine"
+    """How the rate runs after the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises from zero."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay; biases and norms are exempt."""
+    seed: int = 0
+    """Of the weights, the order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        faults = _positive(self, "size", "epochs", "steps", "batch_size", "lr", "devices")
+        if self.epochs is not None and self.steps is not None:
+            faults.append("--epochs and --steps are both given: choose one")
+        if self.batch_size == 1:
+            faults.append("--batch-size 1: a contrastive step compares at least 2 images")
+        _refuse(faults)
+
+
+RECIPES: dict[Recipe, dict[str, Any]] = {
+    "report": {
+        "epochs": 60,
+        "batch_size": 32,
+        "lr": 1e-4,
+        "optimizer": "adam",
+        "loss": "bce",
+        "schedule": "constant",
+        "warmup": 0.0,
+        "encoder_lr": 1.0,
+        "weight_decay": 0.0,
+        "augment": False,
+        "keep": "best",
+    },
+    "best": {
+        "steps": 1000,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "optimizer": "adamw",
+        "loss": "bce+dice",
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "encoder_lr": 0.2,
+        "weight_decay": 1e-2,
+        "augment": True,
+        "keep": "last",
+    },
+}
+"""Fine-tuning settings by name: `report` is the seed report's, `best` the one to use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(MaskFlags, Machine):
+    """Fine-tune a segmentation model on all pairs given (90:10 training and validation)."""
+
+    pairs: str
+    """Images and masks: a folder with images/ and masks/, or oxford-iiit-pet:PATH."""
+    out: str
+    """The run folder to write; the same command on it again finishes it."""
+    init: str = "scratch"
+    """Where the encoder starts: scratch, imagenet, a run folder, or a weights file."""
+    weights: str | None = None
+    """With --init imagenet: a local file in place of timm's download."""
+    allow_partial: bool = False
+    """Go on although not every encoder tensor is found in the start."""
+    encoder: str = "resnet50"
+    """The encoder, by timm's name."""
+    decoder: str = "unet"
+    """The decoder, by smp's name."""
+    recipe: Recipe = "best"
+    """The fine-tuning settings below, where they are not given: report or best."""
+    size: int = 224
+    """Side in pixels that the network sees."""
+    resize: Resize = "square"
+    """square squashes images to a square; keep keeps the aspect and pads."""
+    dev: float | None = None
+    """Use this fraction of the pairs only (a random one, by --seed)."""
+    masks: int | None = None
+    """Use this number of pairs only (random ones, by --seed)."""
+    epochs: int | None = None
+    """Passes over the training pairs."""
+    steps: int | None = None
+    """Optimiser steps, in place of --epochs."""
+    batch_size: int | None = None
+    """Images a step, over all devices."""
+    lr: float | None = None
+    """The base rate, of the decoder; the encoder's is --encoder-lr times it."""
+    optimizer: Optimizer | None = None
+    """The optimiser."""
+    loss: Loss | None = None
+    """The loss: bce (cross-entropy; of several classes softmax), dice, focal, bce+dice."""
+    schedule: Schedule | None = None
+    """How the rate runs after the warm-up."""
+    warmup: float | None = None
+    """Share of the steps in which the rate rises from zero."""
+    encoder_lr: float | None = None
+    """The encoder's rate as a ratio of --lr."""
+    weight_decay: float | None = None
+    """Decoupled weight decay; biases and norms are exempt."""
+    augment: bool | None = None
+    """Random flips, scale, shift, brightness and contrast."""
+    keep: Keep | None = None
+    """The weights to keep: best (lowest validation loss), last, or average (of the last steps)."""
+    seed: int = 0
+    """Of the split, the weights, the order and the augmentation."""
+
+    def __post_init__(self) -> None:
+        faults = _positive(self, "size", "epochs", "steps", "batch_size", "lr", "dev", "masks")
+        if self.epochs is not None and self.steps is not None:
+            faults.append("--epochs and --steps are both given: choose one")
+        if self.dev is not None and self.masks is not None:
+            faults.append("--dev and --masks are both given: choose one")
+        _refuse(faults)
+
+    def resolved(self) -> FinetuneSettings:
+        """The same with every open field filled from the recipe."""
+        recipe = dict(RECIPES[self.recipe])
+        if self.steps is not None:
+            recipe.pop("epochs", None)
+        if self.epochs is not None:
+            recipe.pop("steps", None)
+        return replace(self, **{k: v for k, v in recipe.items() if getattr(self, k) is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(MaskFlags, Machine):
+    """Score a run on every pair given, at the masks' own resolution."""
+
+    run: str
+    """The folder of a fine-tuning run."""
+    pairs: str
+    """Images and masks: a folder with images/ and masks/, or oxford-iiit-pet:PATH."""
+    out: str
+    """The folder to write metrics.json, per_image.csv and overlays/ to."""
+    border: Border | None = None  # type: ignore[assignment]
+    """Oxford-IIIT Pet only: what its border class is (default: as the run was trained)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Machine):
+    """Write masks and overlays for images of any size."""
+
+    run: str
+    """The folder of a fine-tuning run."""
+    paths: tuple[str, ...]
+    """Image files and folders."""
+    out: str
+    """The folder to write masks/STEM.png (class ids) and overlays/STEM.png to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write a run's model in another format, checked against the original on real inputs."""
+
+    run: str
+    """The folder of a fine-tuning run."""
+    out: str
+    """The file to write (smp: a folder)."""
+    format: Format = "onnx"
+    """The format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings(MaskFlags):
+    """Every fault and warning of the data at once."""
+
+    pairs: str | None = None
+    """Images and masks: a folder with images/ and masks/, or oxford-iiit-pet:PATH."""
+    images: tuple[str, ...] = ()
+    """Unlabelled images: a folder, or KIND:PATH; may be given several times."""
+    download: bool = False
+    """Download a known data set that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Compare starting points x label budgets x repeats on one held-out test set."""
+
+    plan: str
+    """A plan's name (paper, quick, temperature, ...) or a TOML file of the same form."""
+    out: str
+    """The study folder; the same command on it again finishes it."""
+    pairs: str | None = None
+    """In place of the plan's pairs."""
+    images: str | None = None
+    """In place of the images of every arm that pre-trains."""
+    weights: str | None = None
+    """For the arms that start from imagenet: a local file in place of timm's download."""
+    encoder: str | None = None
+    """In place of the plan's encoder."""
+    decoder: str | None = None
+    """In place of the plan's decoder."""
+    recipe: Recipe | None = None
+    """In place of the plan's fine-tuning recipe."""
+    border: Border | None = None
+    """In place of the plan's reading of Oxford-IIIT Pet's border class."""
+    size: int | None = None
+    """In place of the plan's size, in pixels."""
+    resize: Resize | None = None
+    """In place of the plan's way of resizing."""
+    dev: tuple[float, ...] | None = None
+    """In place of the plan's budgets: fractions of all pairs, separated by commas."""
+    masks: tuple[int, ...] | None = None
+    """In place of the plan's budgets: numbers of masks, separated by commas."""
+    epochs: int | None = None
+    """In place of the plan's fine-tuning epochs or steps."""
+    steps: int | None = None
+    """In place of the plan's fine-tuning steps or epochs."""
+    batch_size: int | None = None
+    """In place of the plan's fine-tuning batch."""
+    lr: float | None = None
+    """In place of the plan's fine-tuning base rate."""
+    repeats: int | None = None
+    """In place of the plan's repeats, for every budget."""
+    seed: int | None = None
+    """In place of the plan's seed."""
+    device: str = "auto"
+    """cpu, cuda, mps or auto (the fastest that is there)."""
+    precision: Precision = "auto"
+    """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
+    download: bool = False
+    """Download a known data set that is not there."""
+
+    def __post_init__(self) -> None:
+        _refuse(_positive(self, "size", "epochs", "steps", "batch_size", "lr", "repeats"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Table, figures and page of a study again, from what is there."""
+
+    study: str
+    """The study folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """The whole study on a small generated data set, in under three minutes on two cores."""
+
+    out: str = "demo"
+    """The folder to write the data and the study to."""
+    seed: int = 0
+    """Of the data and the study."""
+
+
+NOT_WHAT_IS_COMPUTED = {f.name for f in fields(Machine)} | {"out"}
+"""Settings that a run may be finished with though it was begun with others."""

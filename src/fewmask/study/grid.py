@@ -1,0 +1,299 @@
+"""A plan -> its arms, budgets and cells, each named by what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fewmask.data.sources import MaskOptions
+from fewmask.flags import construct, convert, near, options, read_toml
+from fewmask.pretext import PRETEXTS
+from fewmask.settings import (
+    RECIPES,
+    FinetuneSettings,
+    Machine,
+    MaskFlags,
+    PretrainSettings,
+    StudySettings,
+)
+from fewmask.types import UserError
+
+BudgetSize = float | int
+SHARED = ("pairs", "encoder", "decoder", "size", "resize", "recipe", "seed")
+MASKS = tuple(field.name for field in fields(MaskFlags))
+TRAINING = tuple(RECIPES["best"]) + ("epochs",)
+ARM_ONLY = ("name", "sentence", "init", "weights", "allow_partial")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A starting point. `pretrain` is None where the encoder is taken as it is."""
+
+    name: str
+    sentence: str
+    init: str
+    weights: str | None
+    allow_partial: bool
+    pretrain: PretrainSettings | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning and its test."""
+
+    arm: Arm
+    budget: BudgetSize
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study before any data is seen. `finetune` holds every arm's settings but start and seed."""
+
+    name: str
+    title: str
+    about: str
+    pairs: str
+    test: float
+    budgets: tuple[BudgetSize, ...]
+    repeats: dict[BudgetSize, int]
+    baseline: str
+    arms: tuple[Arm, ...]
+    finetune: FinetuneSettings
+    seed: int
+
+    def cells(self) -> Iterator[Cell]:
+        """Repeats outermost, so that a study stopped early compares all arms on equal terms."""
+        for repeat in range(max(self.repeats.values())):
+            for budget in self.budgets:
+                if repeat < self.repeats[budget]:
+                    yield from (Cell(arm, budget, repeat) for arm in self.arms)
+
+    @property
+    def mask_options(self) -> MaskOptions:
+        f = self.finetune
+        return MaskOptions(f.border, f.classes, f.ignore, f.mask_values)
+
+
+def plan_names() -> list[str]:
+    """The plans inside the package."""
+    folder = resources.files("fewmask") / "plans"
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_plan(settings: StudySettings) -> Plan:
+    """The plan of a name or file, with the flags in place of its entries.
+
+    Raises UserError naming every wrong key with the nearest right one.
+    """
+    where, table = _table(settings.plan)
+    _overlay(table, settings)
+    faults: list[str] = []
+    _known_keys(where, table, faults)
+    if faults:
+        raise UserError(*faults)
+    finetune = _finetune(where, table, settings)
+    budgets = tuple(_budget(where, b) for b in _listed(where, table, "budgets"))
+    arms = tuple(arm for entry in _entries(where, table) for arm in _arms(where, entry, finetune))
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: two arms are called {', '.join(twice)}. Give each its own name")
+    baseline = table.get("baseline", "scratch" if "scratch" in names else names[0])
+    if baseline not in names:
+        raise UserError(f"{where}: baseline {baseline} is no arm; arms: {', '.join(names)}")
+    return Plan(
+        name=str(table.get("name", Path(settings.plan).stem)),
+        title=str(table.get("title", table.get("name", Path(settings.plan).stem))),
+        about=" ".join(str(table.get("about", "")).split()),
+        pairs=finetune.pairs,
+        test=float(table.get("test", 0.2)),
+        budgets=budgets,
+        repeats=_repeats(where, table.get("repeats", 1), budgets),
+        baseline=str(baseline),
+        arms=arms,
+        finetune=finetune,
+        seed=finetune.seed,
+    )
+
+
+def _table(plan: str) -> tuple[str, dict[str, Any]]:
+    if plan in plan_names():
+        with resources.as_file(resources.files("fewmask") / "plans" / f"{plan}.toml") as path:
+            return f"plan {plan}", read_toml(str(path))
+    if not Path(plan).exists() and not plan.endswith(".toml"):
+        known = plan_names()
+        raise UserError(
+            f"unknown plan {plan}{near(plan, known)}; known: {', '.join(known)}, or a TOML file"
+        )
+    return plan, read_toml(plan)
+
+
+def _overlay(table: dict[str, Any], settings: StudySettings) -> None:
+    """Flags take the place of the plan's entries."""
+    for name in (*SHARED, "border"):
+        value = getattr(settings, name)
+        if value is not None:
+            table[name] = value
+    training = {n: getattr(settings, n) for n in ("epochs", "steps", "batch_size", "lr")}
+    training = {n: v for n, v in training.items() if v is not None}
+    section = table.setdefault("finetune", {})
+    if "epochs" in training or "steps" in training:
+        section.pop("epochs", None)
+        section.pop("steps", None)
+    section.update(training)
+    if settings.dev or settings.masks:
+        table["budgets"] = [*(settings.dev or ()), *(settings.masks or ())]
+        if isinstance(table.get("repeats"), dict):
+            table["repeats"] = max(table["repeats"].values())
+    if settings.repeats:
+        table["repeats"] = settings.repeats
+    for entry in table.get("arms", []):
+        if settings.images and "images" in entry:
+            entry["images"] = settings.images
+        if settings.weights and entry.get("init") == "imagenet":
+            entry["weights"] = settings.weights
+
+
+def _known_keys(where: str, table: dict[str, Any], faults: list[str]) -> None:
+    top = (*SHARED, *MASKS, "name", "title", "about", "test", "budgets", "repeats", "baseline",
+           "weights", "finetune", "pretrain", "arms")  # fmt: skip
+    _unknown(where, "", table, top, faults)
+    _unknown(where, "[finetune] ", table.get("finetune", {}), TRAINING, faults)
+    _unknown(where, "[pretrain] ", table.get("pretrain", {}), _arm_keys(), faults)
+    for i, entry in enumerate(table.get("arms", [])):
+        _unknown(where, f"[[arms]] {i + 1} ", entry, (*_arm_keys(), *ARM_ONLY), faults)
+
+
+def _arm_keys() -> tuple[str, ...]:
+    machine = {field.name for field in fields(Machine)}
+    own = [f.name for f, _, _ in options(PretrainSettings) if f.name not in machine | {"out"}]
+    return (*own, *(f.name for kind in PRETEXTS.values() for f, _, _ in options(kind)))
+
+
+def _unknown(where: str, section: str, table: Any, known: Any, faults: list[str]) -> None:
+    if not isinstance(table, dict):
+        faults.append(f"{where}: {section.strip()} is no table")
+        return
+    for key in table:
+        if key not in known:
+            faults.append(f"{where}: {section}unknown key {key}{near(key, list(known))}")
+
+
+def _finetune(where: str, table: dict[str, Any], settings: StudySettings) -> FinetuneSettings:
+    if "pairs" not in table:
+        raise UserError(f"{where}: pairs is missing; name the labelled data (or pass --pairs)")
+    said = {k: table[k] for k in (*SHARED, *MASKS) if k in table} | table["finetune"]
+    kinds = {field.name: kind for field, kind, _ in options(FinetuneSettings)}
+    values = {k: _value(v, kinds[k], f"{where}: {k}") for k, v in said.items()}
+    values |= {"device": settings.device, "precision": settings.precision, "out": ""}
+    made: FinetuneSettings = construct(FinetuneSettings, values)
+    return made.resolved()
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """A TOML value checked as the flag of that type would be."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return convert(text, kind, where)
+
+
+def _listed(where: str, table: dict[str, Any], key: str) -> list[Any]:
+    value = table.get(key)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: {key} is {value!r}; expected a list such as [0.2, 0.5, 0.8]")
+    return value
+
+
+def _budget(where: str, value: Any) -> BudgetSize:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise UserError(f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks")
+    if isinstance(value, float) and value > 1:
+        raise UserError(f"{where}: budget {value}; a fraction is at most 1, a number of masks whole")
+    return value
+
+
+def _repeats(where: str, value: Any, budgets: tuple[BudgetSize, ...]) -> dict[BudgetSize, int]:
+    """One number for all budgets, or a table of budget -> number."""
+    each = value if isinstance(value, dict) else dict.fromkeys(map(str, budgets), value)
+    missing = [str(b) for b in budgets if str(b) not in each]
+    wrong = [f"{k} = {v!r}" for k, v in each.items() if not isinstance(v, int) or v < 1]
+    if missing or wrong:
+        raise UserError(
+            f"{where}: repeats {', '.join(wrong) or 'lack budget ' + ', '.join(missing)}; "
+            "expected a whole number above 0, or one for each budget"
+        )
+    return {budget: each[str(budget)] for budget in budgets}
+
+
+def _entries(where: str, table: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Arm entries with the shared pre-training settings, one for each point of their axes."""
+    entries = table.get("arms")
+    if not entries:
+        raise UserError(f"{where}: no arms; add [[arms]] tables, each with init or images")
+    lists = {f.name for kind in PRETEXTS.values() for f, k, _ in options(kind) if _is_list(k)}
+    for entry in entries:
+        full = {**table.get("pretrain", {}), **entry} if "images" in entry else dict(entry)
+        axes = {k: v for k, v in full.items() if isinstance(v, list) and k not in lists}
+        for point in product(*axes.values()):
+            chosen = dict(zip(axes, point, strict=True))
+            suffix = "".join(f"-{k}={v}" for k, v in chosen.items() if k != "images")
+            yield {**full, **chosen, "suffix": suffix}
+
+
+def _is_list(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is tuple
+
+
+def _arms(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> Iterator[Arm]:
+    init = str(entry.get("init", "scratch"))
+    weights = entry.get("weights")
+    partial = bool(entry.get("allow_partial", False))
+    suffix = entry.pop("suffix")
+    if "images" not in entry:
+        stem = init if init in ("scratch", "imagenet") else Path(init).stem
+        name = str(entry.get("name", stem)) + suffix
+        sentence = entry.get("sentence", STARTS.get(init, f"the weights of {init}"))
+        yield Arm(name, str(sentence), init, weights, partial, None)
+        return
+    pretrain = _pretrain(where, entry, finetune)
+    pool = pool_name(str(entry["images"]))
+    task = getattr(pretrain.pretext, "name", str(pretrain.pretext))
+    prefix = "" if init == "scratch" else ("imagenet+" if init == "imagenet" else Path(init).stem + "+")
+    name = str(entry.get("name", f"{prefix}{task}-{pool}")) + suffix
+    start = STARTS.get(init, f"the weights of {init}")
+    sentence = entry.get("sentence", f"{task} on {pool}, begun from {start}{suffix.replace('-', ', ')}")
+    yield Arm(name, str(sentence), init, weights, partial, pretrain)
+
+
+STARTS = {"scratch": "random weights", "imagenet": "ImageNet weights"}
+
+
+def pool_name(src: str) -> str:
+    """cifar10 for `cifar10:PATH`, the folder's name for a folder."""
+    kind, colon, _ = src.partition(":")
+    return kind if colon and not Path(src).exists() else Path(src).resolve().name
+
+
+def _pretrain(
+    where: str, entry: dict[str, Any], finetune: FinetuneSettings
+) -> PretrainSettings:
+    pretext = str(entry.get("pretext", "simclr"))
+    if pretext not in PRETEXTS:
+        known = list(PRETEXTS)
+        raise UserError(f"{where}: unknown pretext task {pretext}{near(pretext, known)}")
+    kind = PRETEXTS[pretext]
+    kinds = {f.name: k for owner in (PretrainSettings, kind) for f, k, _ in options(owner)}
+    said = {k: v for k, v in entry.items() if k not in ("name", "sentence")}
+    unknown = [k for k in said if k not in kinds]
+    if unknown:
+        raise UserError(f"{where}: {pretext} has no {unknown[0]}{near(unknown[0], list(kinds))}")
+    values = {k: _value(v, kinds[k], f"{where}: {k}") for k, v in said.items()}
+    values = {"size": finetune.size, "resize": finetune.resize, "encoder": finetune.encoder,
+              "seed": finetune.seed, **values, "out": "", "device": finetune.device,
+              "precision": finetune.precision}  # fmt: skip
+    made: PretrainSettings = construct(PretrainSettings, values)
+    return replace(made, pretext=construct(kind, values))

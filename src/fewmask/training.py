@@ -1,0 +1,368 @@
+"""fit(): the one training loop. It knows no task by name.
+
+A task is a module whose `forward(batch)` returns named scalar losses; the loop adds them up, steps
+and logs. What a task wants to show beside its losses (feature spread, accuracy against chance) it
+leaves in a dict `signals` of detached scalars.
+
+Every random number is a function of (seed, step), so a run that was killed resumes to the same
+bits: the state is the step, the weights and the optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewmask.augment import step_generator
+from fewmask.checkpoint import load_state, save_state
+from fewmask.files import write_text_atomic
+from fewmask.data.loader import Stream
+from fewmask.progress import Report
+from fewmask.types import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+SAVE_SECONDS = 60.0
+AVERAGE_DECAY = 0.99
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights move. Rates are ratios of `lr`."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    """Share of the steps, 0 to 1."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the rates are multiplied by at a step, 0 to 1."""
+        rise = round(self.warmup * steps)
+        if step < rise:
+            return (step + 1) / rise
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    def build(self, groups: Iterable[tuple[float, nn.Module]]) -> torch.optim.Optimizer:
+        """An optimiser over (rate as a ratio of lr, module); no decay on biases and norms."""
+        parameters: list[dict[str, Any]] = []
+        for ratio, module in groups:
+            weights = [p for p in module.parameters() if p.requires_grad]
+            for decay, chosen in (
+                (self.weight_decay, [p for p in weights if p.ndim > 1]),
+                (0.0, [p for p in weights if p.ndim <= 1]),
+            ):
+                rate = {"lr": self.lr * ratio, "base_lr": self.lr * ratio}
+                if chosen:
+                    parameters.append({"params": chosen, "weight_decay": decay, **rate})
+        return _optimizer(self.name, parameters)
+
+
+def _optimizer(name: str, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if name == "lars":
+        from timm.optim import Lars
+
+        return Lars(parameters, momentum=0.9)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, fused=True)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[name](parameters, fused=True)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the loop looks at now and then: validation scores, by whose `loss` the best is kept."""
+
+    every: int
+    score: Callable[[], Scores]
+
+
+@dataclass
+class Fitted:
+    """How a run went. `rows` are those of metrics.jsonl."""
+
+    steps: int
+    seconds: float
+    loss: float
+    best_step: int
+    best: Scores
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Memory:
+    """All that a resumed run must know beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    best_step: int = -1
+    best: Scores = field(default_factory=dict)
+    best_weights: dict[str, Tensor] | None = None
+    average: dict[str, Tensor] | None = None
+
+
+Keep = Literal["best", "last", "average"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its folder, its key, its length and what it keeps.
+
+    `key` names settings and data: a state of another key is not resumed but refused.
+    """
+
+    out: Path
+    key: str
+    steps: int
+    optimisation: Optimisation
+    keep: Keep = "last"
+    report: Report | None = None
+
+
+def fit(
+    fabric: Fabric,
+    task: nn.Module,
+    groups: Iterable[tuple[float, nn.Module]],
+    stream: Stream,
+    run: Run,
+    check: Check | None = None,
+) -> Fitted:
+    """Train `task` on `stream` for `run.steps`; the task holds the kept weights afterwards.
+
+    Raises UserError where the loss stops being finite, or where the folder holds a state of
+    another run. A KeyboardInterrupt saves the state and goes on its way.
+    """
+    optimizer = run.optimisation.build(groups)
+    state_path = run.out / "state.pt"
+    memory = _resume(state_path, run.key, task, optimizer)
+    loop = _Loop(fabric, task, optimizer, stream, run, check, memory)
+    try:
+        loop.go()
+    except KeyboardInterrupt:
+        loop.save_at_boundary()
+        raise
+    loop.load_kept()
+    if fabric.is_global_zero:
+        state_path.unlink(missing_ok=True)
+    m = memory
+    return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
+
+
+def _resume(
+    path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer
+) -> _Memory:
+    if not path.exists():
+        return _Memory()
+    state = load_state(path)
+    if state["key"] != key:
+        raise UserError(
+            f"{path}: begun with other settings or other images. "
+            "Choose another --out, or remove this folder to begin anew"
+        )
+    task.load_state_dict(state["task"])
+    optimizer.load_state_dict(state["optimizer"])
+    return _Memory(**state["memory"])
+
+
+class _Loop:
+    """The loop's state between two steps; its methods are the parts of one step."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        task: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        stream: Stream,
+        run: Run,
+        check: Check | None,
+        memory: _Memory,
+    ) -> None:
+        self.fabric, self.plain, self.stream, self.run = fabric, task, stream, run
+        self.check, self.memory = check, memory
+        self.task, self.optimizer = fabric.setup(task, optimizer)
+        self.log_every = max(1, run.steps // 100)
+        self.log_path = run.out / "metrics.jsonl"
+        self.rows = _rows_until(self.log_path, memory.step)
+        self.saved = time.monotonic()
+        self.window: dict[str, Tensor] = {}
+        self.waiting = 0.0
+        if fabric.is_global_zero:
+            run.out.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(self.log_path, "".join(json.dumps(r) + "\n" for r in self.rows))
+
+    def go(self) -> None:
+        since = time.monotonic()
+        self.task.train()
+        for step in range(self.memory.step, self.run.steps):
+            self.one_step(step)
+            done = step + 1
+            last = done == self.run.steps
+            checked = self.check is not None and (last or done % self.check.every == 0)
+            if done % self.log_every == 0 or last or checked:
+                self.log(done, time.monotonic() - since, checked)
+                now = time.monotonic()
+                self.memory.seconds += now - since
+                self.memory.step, since = done, now
+                if not last and time.monotonic() - self.saved > SAVE_SECONDS:
+                    self.save()
+
+    def one_step(self, step: int) -> None:
+        began = time.monotonic()
+        batch = self.stream.at(step).to(self.fabric.device)
+        self.waiting += time.monotonic() - began
+        # Dropout draws from the global generator: a stream of its own for each process.
+        drawn = step_generator(self.stream.seed, step, "cpu", 1000 + self.stream.rank)
+        torch.manual_seed(drawn.initial_seed())
+        factor = self.run.optimisation.factor(step, self.run.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        losses = self.task(batch)
+        loss = sum(losses.values())
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.run.keep == "average":
+            self.average()
+        shown = {"loss": loss, **losses, **getattr(self.plain, "signals", {})}
+        for name, value in shown.items():
+            value = value.detach().float()
+            self.window[name] = self.window[name] + value if name in self.window else value
+
+    def average(self) -> None:
+        """Exponential moving average of all floating-point state."""
+        now = {k: v for k, v in self.plain.state_dict().items() if v.is_floating_point()}
+        if self.memory.average is None:
+            self.memory.average = {k: v.detach().clone() for k, v in now.items()}
+        else:
+            held = [self.memory.average[k] for k in now]
+            torch._foreach_lerp_(held, [v.detach() for v in now.values()], 1 - AVERAGE_DECAY)
+
+    def log(self, done: int, seconds: float, checked: bool) -> None:
+        """One row of metrics.jsonl: means over the steps since the last one."""
+        steps = done - (self.rows[-1]["step"] if self.rows else 0)
+        row: dict[str, Any] = {"step": done, "epoch": done / self.stream.steps_per_epoch}
+        row |= {k: v.item() / steps for k, v in self.window.items()}
+        row["lr"] = self.optimizer.param_groups[-1]["lr"]
+        row["images_per_second"] = steps * self.stream.size / max(seconds, 1e-9)
+        row["waiting"] = self.waiting / max(seconds, 1e-9)
+        self.window, self.waiting = {}, 0.0
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss became {row['loss']} within the {steps} steps before step {done}. "
+                f"Lower --lr (now {self.run.optimisation.lr:g}) or choose --precision 32"
+            )
+        self.memory.loss = row["loss"]
+        if checked and self.check is not None:
+            row |= self.validate(self.check, done)
+        self.rows.append(row)
+        if self.fabric.is_global_zero:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            if self.run.report:
+                words = f"loss {row['loss']:.4g}, {row['images_per_second']:.3g} images/s"
+                words += f", waiting {100 * row['waiting']:.2g} %"
+                self.run.report(done, self.run.steps, words)
+
+    def validate(self, check: Check, done: int) -> dict[str, float | None]:
+        self.plain.eval()
+        with torch.inference_mode():
+            scores = check.score()
+        self.plain.train()
+        loss, best = scores.get("loss"), self.memory.best.get("loss")
+        if best is None or (loss is not None and loss < best):
+            self.memory.best, self.memory.best_step = scores, done
+            if self.run.keep == "best":
+                self.memory.best_weights = _copy(self.plain)
+        return {f"val_{name}": value for name, value in scores.items()}
+
+    def save(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {
+                "key": self.run.key,
+                "task": self.plain.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "memory": vars(self.memory),
+            }
+            save_state(self.run.out / "state.pt", state)
+        self.saved = time.monotonic()
+
+    def save_at_boundary(self) -> None:
+        """After Control-C: the state only if no step has run since the last row of the log."""
+        if not self.window and self.memory.step:
+            self.save()
+
+    def load_kept(self) -> None:
+        kept = {"best": self.memory.best_weights, "average": self.memory.average}
+        weights = kept.get(self.run.keep)
+        if weights is not None:
+            self.plain.load_state_dict({**self.plain.state_dict(), **weights})
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of an earlier sitting up to the step that it resumes from."""
+    if step == 0 or not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [row for row in rows if row["step"] <= step]
+
+
+def make_fabric(device: str, devices: int, precision: str) -> Fabric:
+    """Lightning Fabric for a device, a number of processes and a precision.
+
+    Raises UserError for a device that is not there.
+    """
+    from lightning.fabric import Fabric
+
+    device = pick_device(device).type
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} GPUs")
+    bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    return Fabric(
+        accelerator=device,
+        devices=devices,
+        strategy="ddp_spawn" if devices > 1 else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of a flag. Raises UserError for one that is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    there["mps"] = torch.backends.mps.is_available()
+    if device == "auto":
+        return torch.device("cuda" if there["cuda"] else "cpu")
+    if device not in there:
+        raise UserError(f"--device {device}: expected auto or one of {', '.join(there)}")
+    if not there[device]:
+        raise UserError(f"--device {device}: torch sees none here. Choose --device cpu")
+    return torch.device(device)
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 natively (emulation is slower than float32)."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu":
+        return False
+    flags = Path("/proc/cpuinfo")
+    words = set(flags.read_text().split()) if flags.exists() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16"})

@@ -1,0 +1,175 @@
+"""What the layers hand to each other. Imports neither torch nor numpy when it is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+Resize = Literal["square", "keep"]
+Border = Literal["ignore", "foreground", "background", "class"]
+Recipe = Literal["report", "best"]
+Precision = Literal["auto", "32", "bf16"]
+
+IGNORED = 255
+"""The label of pixels that neither train nor count, in every label array of the project."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the command line prints it and exits with 2.
+
+    Each fault is one line that names the file, the value found and the mend.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the values in mask files become class ids.
+
+    `lut[v]` is the class id of file value `v`; 255 where the pixel is ignored. `border_lut` is the
+    second reading that Oxford-IIIT Pet is also scored under (border = foreground); None elsewhere.
+    """
+
+    names: tuple[str, ...]
+    lut: tuple[int, ...]
+    border_lut: tuple[int, ...] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.names)
+
+    @property
+    def n_logits(self) -> int:
+        """Two classes are one sigmoid channel (the logit of class 1), more are a softmax."""
+        return 1 if self.n_classes == 2 else self.n_classes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data. Images uint8 [B,3,H,W]; masks uint8 class ids [B,H,W], 255 ignored.
+
+    `rows` are the rows of the data set that the batch holds, for messages. `start` and `total` say
+    which part of the global batch this process holds, so that random numbers can be drawn for the
+    whole and cut: two processes then do what one would have done.
+    """
+
+    images: Tensor
+    rows: Tensor
+    seed: int
+    step: int
+    masks: Tensor | None = None
+    valid: Tensor | None = None
+    """int32 [B,2]: height and width of the part of each image that is not padding."""
+    start: int = 0
+    total: int = 0
+
+    def to(self, device: Any) -> Batch:
+        moved = {
+            name: None if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in (("masks", self.masks), ("valid", self.valid))
+        }
+        return replace(self, images=self.images.to(device, non_blocking=True), **moved)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How much of an encoder was loaded, and from where."""
+
+    source: str
+    tensors: int
+    of_tensors: int
+    parameter_share: float
+    """0 to 1: parameters loaded over parameters of the encoder."""
+    unused: int = 0
+    """Tensors of the file that are not the encoder's (heads, decoders)."""
+    moved: float | None = None
+    """Relative distance ||w - w_start|| / ||w_start|| of the source from its own start, if known."""
+
+    def sentence(self) -> str:
+        moved = "" if self.moved is None else f", which moved {self.moved:.3g} from its start"
+        return (
+            f"{self.tensors} of {self.of_tensors} encoder tensors, "
+            f"{100 * self.parameter_share:.4g} % of parameters, from {self.source}{moved}"
+        )
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What `fewmask pretrain` leaves behind; `result.json` holds the same."""
+
+    out: Path
+    encoder: str
+    pretext: str
+    steps: int
+    seconds: float
+    images: int
+    loss: float
+    moved: float
+    transfer: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What `fewmask finetune` leaves behind. `val_iou` is a fraction of 1, None if undefined."""
+
+    out: Path
+    encoder: str
+    decoder: str
+    steps: int
+    seconds: float
+    n_train: int
+    n_val: int
+    val_loss: float
+    val_iou: float | None
+    best_step: int
+    moved: float
+    """Relative distance of the encoder's parameters from their start."""
+    transfer: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The contents of `metrics.json`; scores are fractions of 1, None where undefined."""
+
+    out: Path
+    n: int
+    n_seen_in_training: int
+    dataset: dict[str, float | None]
+    per_image_mean: dict[str, float | None]
+    per_class: dict[str, dict[str, float | None]]
+    definitions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Where the masks and overlays lie, in the order of the images."""
+
+    out: Path
+    masks: tuple[Path, ...]
+    overlays: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished (or partly finished) study; `rows` are those of `results.csv`."""
+
+    out: Path
+    page: Path
+    rows: tuple[dict[str, Any], ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `fewmask check` found; each a line that names the file, what is wrong and the mend."""
+
+    faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewmask.checkpoint import (
+    load_state,
+    read_weights,
+    save_state,
+    save_weights,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+from fewmask.types import UserError
+
+WRITERS = {
+    "text": lambda path: write_text_atomic(path, "x" * 10),
+    "bytes": lambda path: write_bytes_atomic(path, b"x" * 10),
+    "json": lambda path: write_json_atomic(path, [1, 2]),
+    "weights": lambda path: save_weights(path, {"w": torch.ones(5)}, {}),
+    "state": lambda path: save_state(path, {"w": torch.ones(5)}),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_nothing_but_the_file_is_left(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    WRITERS[kind](path)
+    WRITERS[kind](path)
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    assert path.stat().st_mode & 0o044 == 0o044 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("call", ["fsync", "write"])
+def test_a_full_disk_leaves_the_old_file(
+    kind: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def refuse(*_: Any) -> None:
+        raise full
+
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", refuse)
+    else:
+        opened = Path.open
+
+        def open_full(self: Path, mode: str = "r", **more: Any) -> Any:
+            if "x" not in mode:
+                return opened(self, mode, **more)
+            opened(self, mode).close()
+            return _Full()
+
+        monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(UserError, match=r"file: cannot be written \(No space left on device\)"):
+        WRITERS[kind](path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class _Full(io.BytesIO):
+    def write(self, _: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_interrupted_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_text_atomic(path, "new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_parent_that_is_a_file_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_text_atomic(tmp_path / "file" / "below", "x")
+
+
+def test_errors_that_are_ours_stay_errors(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError, match="lambda"):
+        save_state(tmp_path / "state.pt", {"f": lambda: None})
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json_atomic(tmp_path / "x.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_json(tmp_path: Path) -> None:
+    write_json_atomic(tmp_path / "x.json", {"a": [1, None, "\u00e9"]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None, "\u00e9"]}
+
+
+def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    shared = torch.arange(24.0).reshape(1, 2, 3, 4)
+    tensors = {
+        "channels_last": shared.contiguous(memory_format=torch.channels_last),
+        "shared": shared,
+        "shared_too": shared[0, 1],
+        "transposed": shared[0, 0].T,
+        "half": torch.ones(2).half(),
+        "counter": torch.tensor(7),
+        "grad": torch.nn.Parameter(torch.ones(1)),
+    }
+    save_weights(tmp_path / "w.safetensors", tensors, {"encoder": "resnet18"})
+    back = read_weights(tmp_path / "w.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == {"encoder": "resnet18"}
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {"step": 3, "best": {"loss": None}, "optimizer": optimizer.state_dict()}
+    save_state(tmp_path / "s.pt", state)
+    back = load_state(tmp_path / "s.pt")
+    assert back["best"] == {"loss": None}
+    exp_avg = back["optimizer"]["state"][0]["exp_avg"]
+    assert torch.equal(exp_avg, optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    save_weights(tmp_path / "model.safetensors", {"w": torch.ones(99)}, {})
+    save_state(tmp_path / "state.pt", {"w": torch.ones(99)})
+    for name, read in (("model.safetensors", read_weights), ("state.pt", load_state)):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(UserError, match=name):
+            read(path)
+        with pytest.raises(UserError, match=f"no such file; near: {name}"):
+            read(tmp_path / f"{name}x")

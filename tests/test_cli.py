@@ -1,0 +1,197 @@
+"""The command line from outside: exit codes, error lines, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Run = subprocess.CompletedProcess[str]
+
+
+def fewmask(*arguments: str | Path, cwd: Path | None = None) -> Run:
+    command = [sys.executable, "-m", "fewmask", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+
+
+def is_mistake(run: Run, *words: str) -> None:
+    """Exit code 2, `error: ` first, every word there, no traceback."""
+    assert run.returncode == 2, run.stderr
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    for word in words:
+        assert word in run.stderr
+
+
+SMALL = ("--encoder", "resnet18", "--size", "32", "--steps", "2", "--batch-size", "4")
+
+
+def test_help_is_instant() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = fewmask("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0
+    assert "pretrain" in run.stdout
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    # Imports, not seconds: a machine under load may be slow, but torch must not be there.
+    code = "import fewmask.cli, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == ["False", "False"]
+    assert spent < 5
+
+
+def test_every_command_has_help() -> None:
+    from fewmask.cli import COMMANDS, RUN
+
+    assert set(COMMANDS) == set(RUN)
+    for command in ("check", "study", "report", "predict"):
+        run = fewmask(command, "--help")
+        assert run.returncode == 0
+        assert "usage: fewmask " + command in run.stdout
+
+
+def test_unknown_commands_and_flags_name_the_near_ones() -> None:
+    is_mistake(fewmask("pretrian"), "pretrian", "pretrain")
+    is_mistake(fewmask("check", "--pars", "x"), "--pars", "--pairs")
+
+
+@pytest.fixture
+def pairs(write_pairs: Callable[..., Path]) -> Path:
+    return write_pairs(4)
+
+
+def break_missing_mask(pairs: Path) -> list[str]:
+    (pairs / "masks" / "pair_01.png").unlink()
+    return ["pair_01"]
+
+
+def break_surplus_mask(pairs: Path) -> list[str]:
+    (pairs / "images" / "pair_02.png").unlink()
+    return ["pair_02"]
+
+
+def break_size(pairs: Path) -> list[str]:
+    Image.new("L", (10, 12)).save(pairs / "masks" / "pair_01.png")
+    return ["pair_01", "10", "12", "48", "40"]
+
+
+def break_values(pairs: Path) -> list[str]:
+    for path in (pairs / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) * 255).save(path)
+    return ["pair_00", "255", "--mask-values 0,255"]
+
+
+def break_text(pairs: Path) -> list[str]:
+    (pairs / "images" / "pair_03.png").unlink()
+    (pairs / "images" / "pair_03.jpg").write_text("no picture")
+    return ["pair_03.jpg"]
+
+
+def break_truncated(pairs: Path) -> list[str]:
+    path = pairs / "images" / "pair_03.png"
+    Image.open(path).convert("RGB").save(path.with_suffix(".jpg"), quality=95)
+    path.unlink()
+    whole = path.with_suffix(".jpg").read_bytes()
+    path.with_suffix(".jpg").write_bytes(whole[: len(whole) // 2])
+    return ["pair_03.jpg"]
+
+
+FAULTS = [break_missing_mask, break_surplus_mask, break_size, break_values, break_text,
+          break_truncated]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("command", ["check", "finetune"])
+def test_faulty_pairs(
+    pairs: Path, tmp_path: Path, command: str, fault: Callable[[Path], list[str]]
+) -> None:
+    words = fault(pairs)
+    out = tmp_path / "out"
+    flags = [*SMALL, "--out", out] if command == "finetune" else []
+    is_mistake(fewmask(command, "--pairs", pairs, *flags), *words)
+    assert not out.exists()
+
+
+def test_all_faults_at_once(pairs: Path) -> None:
+    words = break_missing_mask(pairs) + break_text(pairs)
+    run = fewmask("check", "--pairs", pairs)
+    is_mistake(run, *words)
+    assert len(run.stderr.strip().splitlines()) >= 3
+    assert "faults" in run.stderr.splitlines()[0]
+
+
+def test_other_mistakes(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    tune = ["finetune", "--pairs", pairs, "--out", out, "--size", "32", "--steps", "2"]
+    is_mistake(fewmask("check", "--pairs", empty), "empty")
+    is_mistake(fewmask("pretrain", "--images", empty, *SMALL, "--out", out), "empty")
+    is_mistake(fewmask(*tune, "--encoder", "resnet5"), "resnet5", "resnet50")
+    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--init", tmp_path / "emptY"), "emptY")
+    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--init", empty), "empty")
+    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--decoder", "unett"), "unett", "unet")
+    is_mistake(fewmask("evaluate", empty, "--pairs", pairs, "--out", out), "empty")
+    is_mistake(fewmask("predict", empty, pairs, "--out", out), "empty")
+    is_mistake(fewmask("study", "quik", "--out", out), "quik", "quick")
+    is_mistake(fewmask("report", empty), "empty")
+    assert not out.exists()
+
+
+def test_the_whole_way(pairs: Path, tmp_path: Path) -> None:
+    """check, pretrain, finetune from it, evaluate, predict; then the refusals between them."""
+    images, run, tuned = pairs / "images", tmp_path / "run", tmp_path / "tuned"
+    assert fewmask("check", "--pairs", pairs, "--images", images).returncode == 0
+    first = fewmask("pretrain", "--images", images, *SMALL, "--out", run)
+    assert first.returncode == 0, first.stderr
+    for name in ("encoder.safetensors", "config.toml", "metrics.jsonl", "curves.png", "result.json"):
+        assert (run / name).stat().st_size > 0
+    again = fewmask("pretrain", "--images", images, *SMALL, "--out", run)
+    assert again.stdout == first.stdout
+
+    second = fewmask("finetune", "--pairs", pairs, "--init", run, *SMALL, "--out", tuned)
+    assert second.returncode == 0, second.stderr
+    assert "120 of 120 encoder tensors, 100 % of parameters" in second.stdout + second.stderr
+    for name in ("model.safetensors", "config.json", "config.toml", "metrics.jsonl", "curves.png"):
+        assert (tuned / name).stat().st_size > 0
+
+    is_mistake(fewmask("finetune", "--pairs", pairs, "--init", run, *SMALL, "--encoder", "resnet34",
+                       "--out", tmp_path / "no"), "resnet34")  # fmt: skip
+    is_mistake(fewmask("finetune", "--pairs", pairs, *SMALL, "--out", tuned), "another run's folder")
+
+    scored = fewmask("evaluate", tuned, "--pairs", pairs, "--out", tmp_path / "scores")
+    assert scored.returncode == 0, scored.stderr
+    assert "4 pairs, 4 of them seen in training" in scored.stdout
+    assert (tmp_path / "scores" / "overlays" / "pair_00.png").exists()
+
+    drawn = fewmask("predict", tuned, images, "--out", tmp_path / "drawn")
+    assert drawn.returncode == 0, drawn.stderr
+    mask = Image.open(tmp_path / "drawn" / "masks" / "pair_00.png")
+    assert mask.size == (48, 40)
+    assert set(np.unique(np.asarray(mask))) <= {0, 1}
+    assert (tmp_path / "drawn" / "overlays" / "pair_00.png").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_named(pairs: Path, tmp_path: Path) -> None:
+    import errno
+
+    from fewmask import checkpoint
+    from fewmask.types import UserError
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", full)
+        with pytest.raises(UserError, match=r"table\.json"):
+            checkpoint.write_text_atomic(tmp_path / "table.json", "x")
+    assert not list(tmp_path.glob("*table*"))

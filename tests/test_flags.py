@@ -1,0 +1,87 @@
+"""Flags, configuration files and their errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewmask.cli import error_text, parse
+from fewmask.flags import flat
+from fewmask.pretext.simclr import SimCLR
+from fewmask.settings import FinetuneSettings
+from fewmask.types import UserError
+
+
+def test_flags_reach_settings_and_component() -> None:
+    settings = parse("pretrain", ["--images", "a", "--out", "b", "--temperature", "0.1",
+                                  "--hidden", "512,256", "--crop-min", "0.08", "--steps=7"])  # fmt: skip
+    assert (settings.images, settings.steps) == ("a", 7)
+    assert isinstance(settings.pretext, SimCLR)
+    assert settings.pretext.temperature == 0.1
+    assert settings.pretext.hidden == (512, 256)
+    assert settings.pretext.views.crop_min == 0.08
+
+
+def test_the_last_of_a_repeated_flag_counts_but_check_takes_every_pool() -> None:
+    assert parse("finetune", ["--pairs", "a", "--pairs", "b", "--out", "c"]).pairs == "b"
+    assert parse("check", ["--images", "a", "--images", "b"]).images == ("a", "b")
+
+
+def test_a_flag_beats_the_file_which_beats_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('pairs = "p"\nbatch-size = 5\nlr = 1\nsteps = 9\n')
+    settings = parse("finetune", ["--config", str(path), "--out", "o", "--lr", "0.5"]).resolved()
+    assert (settings.pairs, settings.batch_size, settings.lr, settings.steps) == ("p", 5, 0.5, 9)
+    assert settings.loss == "bce+dice"
+    assert settings.epochs is None
+
+
+def test_recipes_differ_as_documented() -> None:
+    report = FinetuneSettings(pairs="p", out="o", recipe="report").resolved()
+    assert (report.optimizer, report.lr, report.loss, report.epochs) == ("adam", 1e-4, "bce", 60)
+    assert (report.augment, report.keep, report.steps) == (False, "best", None)
+    assert FinetuneSettings(pairs="p", out="o", steps=3, recipe="report").resolved().epochs is None
+
+
+def test_a_configuration_written_by_a_run_is_read_back() -> None:
+    settings = parse("pretrain", ["--images", "a", "--out", "b", "--temperature", "0.3"])
+    table = flat(settings)
+    assert table["pretext"] == "simclr"
+    assert table["temperature"] == 0.3
+    assert table["ratio"] == [3 / 4, 4 / 3]
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "words"),
+    [
+        ("finetune", ["--out", "o"], ["--pairs is missing"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--stpes", "3"], ["--stpes", "--steps"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--steps", "x"], ["--steps x", "whole number"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--recipe", "bst"], ["bst", "near: best"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--steps", "2", "--epochs", "2"], ["choose one"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--size", "-4"], ["--size -4"]),
+        ("pretrain", ["--images", "a", "--out", "o", "--pretext", "simcl"], ["simcl", "simclr"]),
+        ("pretrain", ["--images", "a", "--out", "o", "--config", "none.toml"], ["none.toml"]),
+        ("study", ["--out", "o"], ["PLAN is missing"]),
+        ("study", ["quick", "--out"], ["--out", "expected one argument"]),
+    ],
+)
+def test_mistakes_are_one_line_each(command: str, argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        parse(command, argv)
+    text = error_text(raised.value)
+    assert text.startswith("error: ")
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_every_wrong_key_of_a_file_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('pairs = "p"\nbatchsize = 5\nsteps = "many"\n')
+    with pytest.raises(UserError) as raised:
+        parse("finetune", ["--config", str(path), "--out", "o"])
+    assert error_text(raised.value).startswith("error: 2 faults\n")
+    assert "near: batch_size" in str(raised.value)
+    assert "steps many" in str(raised.value)

@@ -1,0 +1,155 @@
+"""The loop: resuming to the same bits, keeping the best, refusing what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewmask import training
+from fewmask.data.cache import ImageCache
+from fewmask.data.loader import Stream
+from fewmask.training import Check, Optimisation, Run, fit, make_fabric
+from fewmask.types import Batch, UserError
+
+ADAMW = Optimisation("adamw", 1e-2, 1e-2, "cosine", 0.1)
+
+
+class Reconstruct(nn.Module):
+    """A task with dropout, so that the random numbers of a step matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Dropout(0.5), nn.Linear(8, 48))
+        self.signals: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x = batch.images.float() / 255
+        return {"mse": (self.net(x) - x.flatten(1)).square().mean()}
+
+
+def stream(n: int = 10, batch: int = 4) -> Stream:
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    cache = ImageCache(images, np.full((n, 2), 4, np.int32), tuple(map(str, range(n))), (), None)
+    return Stream(cache, range(n), batch, seed=3)
+
+
+def train(out: Path, task: nn.Module, steps: int = 20, **kwargs: object) -> training.Fitted:
+    run = Run(out, str(kwargs.pop("key", "k")), steps, ADAMW, kwargs.pop("keep", "last"))
+    fabric = make_fabric("cpu", 1, "32")
+    return fit(fabric, task, [(1.0, task)], stream(), run, **kwargs)
+
+
+def weights(task: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in task.parameters()])
+
+
+@pytest.mark.parametrize("keep", ["last", "average", "best"])
+def test_a_killed_run_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    calls = iter(range(100))
+    check = Check(5, lambda: {"loss": -float(next(calls)), "iou": 0.5})
+    whole = Reconstruct()
+    train(tmp_path / "whole", whole, keep=keep, check=check)
+
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    dying = Reconstruct()
+    forward, seen = dying.forward, []
+
+    def die(batch: Batch) -> dict[str, Tensor]:
+        seen.append(batch.step)
+        if batch.step == 13:
+            raise SystemExit("killed")
+        return forward(batch)
+
+    dying.forward = die  # type: ignore[method-assign]
+    calls = iter(range(100))
+    with pytest.raises(SystemExit):
+        train(tmp_path / "cut", dying, keep=keep, check=check)
+    resumed = Reconstruct()
+    train(tmp_path / "cut", resumed, keep=keep, check=check)
+
+    assert torch.equal(weights(whole), weights(resumed))
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "cut" / "state.pt").exists()
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path) -> None:
+    task = Reconstruct()
+    at: dict[float, Tensor] = {}
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+
+    def score() -> dict[str, float | None]:
+        loss = next(losses)
+        at[loss] = weights(task)
+        return {"loss": loss, "iou": None}
+
+    fitted = train(tmp_path, task, keep="best", check=Check(5, score))
+    assert fitted.best_step == 10
+    assert torch.equal(weights(task), at[1.0])
+    assert not torch.equal(weights(task), at[4.0])
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    task = Reconstruct()
+    boom = Check(10, lambda: (_ for _ in ()).throw(SystemExit()))
+    with pytest.raises(SystemExit):
+        train(tmp_path, task, check=boom)
+    with pytest.raises(UserError, match="other settings or other images"):
+        train(tmp_path, Reconstruct(), key="another")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    class Broken(Reconstruct):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            return {"mse": super().forward(batch)["mse"] * float("nan")}
+
+    with pytest.raises(UserError, match="became nan"):
+        train(tmp_path, Broken())
+
+
+def test_rates_are_ratios_of_the_base_rate() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = Optimisation("adamw", 1e-3, 0.1).build([(0.2, first), (1.0, second)])
+    rates = [(g["lr"], g["weight_decay"], g["params"][0].ndim) for g in optimizer.param_groups]
+    assert rates == [(2e-4, 0.1, 2), (2e-4, 0.0, 1), (1e-3, 0.1, 2), (1e-3, 0.0, 1)]
+
+
+def test_the_schedule_warms_up_and_falls_to_zero() -> None:
+    factors = [ADAMW.factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.001
+
+
+def test_a_pass_holds_every_row_once_and_ranks_share_a_batch() -> None:
+    whole = stream(n=10, batch=4)
+    assert whole.steps_per_epoch == 3
+    rows = np.concatenate([whole.global_rows(step) for step in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10))
+    halves = [
+        Stream(whole.cache, range(10), 4, 3, rank, 2).at(7).rows.tolist() for rank in (0, 1)
+    ]
+    assert sum(halves, []) == whole.at(7).rows.tolist()
+
+
+def test_without_the_rest_of_a_pass_no_batch_holds_a_picture_twice() -> None:
+    cut = Stream(stream().cache, range(10), 4, seed=1, drop_last=True)
+    assert cut.steps_per_epoch == 2
+    for step in range(20):
+        assert len(set(cut.global_rows(step).tolist())) == 4
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(UserError, match="--device tpu"):
+        make_fabric("tpu", 1, "32")
