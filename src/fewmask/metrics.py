@@ -90,10 +90,12 @@ def aggregate(
 ) -> tuple[Scores, Scores, dict[str, Scores]]:
     """(over the data set, mean of the images', per class over the data set). See DEFINITIONS."""
     total = np.sum([image.confusion for image in images], axis=0, dtype=np.int64)
-    dataset, pixels = scores(total), sum(image.valid_pixels for image in images)
+    dataset = scores(total)
     for name in ("bce_loss", "focal_loss"):
-        weighted = [(getattr(i, name), i.valid_pixels) for i in images if i.valid_pixels]
-        dataset[name] = sum(v * n for v, n in weighted) / pixels if pixels else None
+        each = [(getattr(image, name), image.valid_pixels) for image in images]
+        known = [(value, n) for value, n in each if value is not None]
+        pixels = sum(n for _, n in known)
+        dataset[name] = sum(value * n for value, n in known) / pixels if pixels else None
     dataset["dice_loss"] = _mean([image.dice_loss for image in images])
     own = [scores(image.confusion) for image in images]
     mean: Scores = {name: _mean([o[name] for o in own]) for name in COUNTED}

@@ -11,6 +11,7 @@ bits: the state is the step, the weights and the optimiser.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -332,6 +333,8 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     """
     from lightning.fabric import Fabric
 
+    # It says on every start which precision it was told to use.
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     device = pick_device(device).type
     if device == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} GPUs")

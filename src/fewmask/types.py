@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +52,7 @@ class Labels:
         return 1 if self.n_classes == 2 else self.n_classes
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step's data. Images uint8 [B,3,H,W]; masks uint8 class ids [B,H,W], 255 ignored.
 
     `rows` are the rows of the data set that the batch holds, for messages. `start` and `total` say
@@ -72,11 +71,12 @@ class Batch:
     total: int = 0
 
     def to(self, device: Any) -> Batch:
-        moved = {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in (("masks", self.masks), ("valid", self.valid))
-        }
-        return replace(self, images=self.images.to(device, non_blocking=True), **moved)
+        """The same with its tensors on a device (`rows` stay where they are)."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
+            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import decoders, encoders
-from fewmask.augment import PairAugment
+from fewmask.augment import PairAugment, to_unit
 from fewmask.checkpoint import load_start, moved, save_weights
 from fewmask.files import write_text_atomic
 from fewmask.curves import draw_curves
@@ -25,7 +25,7 @@ from fewmask.data.sources import ImageSet, MaskOptions, PairSet, open_images, op
 from fewmask.data.split import Budget, Split, order, take
 from fewmask.flags import near
 from fewmask.losses import SEGMENTATION_LOSSES
-from fewmask.metrics import ImageScores, aggregate, confusion
+from fewmask.metrics import confusion, scores
 from fewmask.pretext import PRETEXTS, Pretext
 from fewmask.progress import progress, silent
 from fewmask.runs import claim, config_of, key_of, read_result, write_result
@@ -313,23 +313,20 @@ class Validation:
             raise ValueError("validation needs masks")
         was = self.segmenter.training
         self.segmenter.eval()
-        losses, found = [], []
+        losses: list[float] = []
+        k = self.segmenter.labels.n_classes
+        counts = np.zeros((k, k), np.int64)
         with torch.inference_mode():
             for row in self.rows:
                 image = torch.from_numpy(self.cache.images[row]).permute(2, 0, 1)[None]
                 truth = np.asarray(self.cache.masks[row])
-                logits = self.segmenter(image.to(self.device).float() / 255).cpu()
+                logits = self.segmenter(to_unit(image.to(self.device))).cpu()
                 target = torch.from_numpy(truth)[None]
                 parts = [SEGMENTATION_LOSSES[part](logits, target) for part in self.loss.split("+")]
                 losses.append(float(sum(parts)))
-                matrix = confusion(truth, predicted(logits)[0].numpy(),
-                                   self.segmenter.labels.n_classes)
-                found.append(ImageScores(name=str(row), confusion=matrix, bce_loss=None,
-                                         dice_loss=None, focal_loss=None,
-                                         valid_pixels=int(matrix.sum())))
+                counts += confusion(truth, predicted(logits)[0].numpy(), k)
         self.segmenter.train(was)
-        dataset, _, _ = aggregate(found, self.segmenter.labels.names)
-        return {"loss": float(np.mean(losses)), "iou": dataset["iou"]}
+        return {"loss": float(np.mean(losses)), "iou": scores(counts)["iou"]}
 
 
 def save_run(

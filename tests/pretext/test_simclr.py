@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +98,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimizer = torch.optim.Adam(task.parameters(), 1e-2)
     losses = []
     for _ in range(60):
-        loss = task(replace(batch(), images=pictures))["nt_xent"]
+        loss = task(batch()._replace(images=pictures))["nt_xent"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fewmask.evidence.compare import Difference, paired_differences
 from fewmask.report.folder import StudyFolder, budget_label
-from fewmask.report.plots import signed
+from fewmask.report.theme import signed
 
 IMAGENET = "imagenet"
 

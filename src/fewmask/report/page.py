@@ -8,12 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fewmask.files import write_text_atomic
 from fewmask.evidence.compare import paired_differences
+from fewmask.files import write_text_atomic
 from fewmask.report import panels, plots
 from fewmask.report.findings import difference_rows, findings
 from fewmask.report.folder import StudyFolder, budget_label, read_study
-from fewmask.report.table import note, study_rows, write_study_table
+from fewmask.report.table import loss_name, note, study_rows, write_study_table
+from fewmask.report.theme import Picture
 
 MOST_WARNINGS = 20
 
@@ -50,7 +51,13 @@ def render(study: StudyFolder) -> str:
         loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["unbroken"] = unbroken
     return environment.get_template("page.html").render(**contents(study))
+
+
+def unbroken(text: str) -> str:
+    """Keep a number and its per cent sign on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def contents(study: StudyFolder) -> dict[str, Any]:
@@ -95,8 +102,8 @@ def grouped(rows: list[dict[str, str]], column: str) -> list[tuple[str, list[dic
 def facts(study: StudyFolder) -> list[tuple[str, str]]:
     """The settings that a reader asks for first; only those that the plan gives."""
     plan = study.plan
-    budgets = ", ".join(
-        budget_label(b) if isinstance(b, int) else f"{budget_label(b)} ({study.masks(b)} masks)"
+    budgets = "\n".join(
+        budget_label(b) if isinstance(b, int) else f"{budget_label(b)}: {study.masks(b)} masks"
         for b in study.budgets
     )
     size = f"{plan['size']} px" if plan.get("size") else None
@@ -109,6 +116,7 @@ def facts(study: StudyFolder) -> list[tuple[str, str]]:
         "Decoder": plan.get("decoder"),
         "Size": size,
         "Recipe": plan.get("recipe"),
+        "Loss": loss_name(study),
         "Headline": plan.get("headline"),
         "Data": plan.get("pairs"),
     }
@@ -144,7 +152,7 @@ def shown_panels(study: StudyFolder) -> list[tuple[str, Shown]]:
     return found
 
 
-def _shown(picture: plots.Picture | None, alt: str) -> Shown | None:
+def _shown(picture: Picture | None, alt: str) -> Shown | None:
     if picture is None:
         return None
     return Shown(_data_uri(picture.light), _data_uri(picture.dark), picture.width, alt)

@@ -3,85 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fewmask.files import write_bytes_atomic
 from fewmask.evidence.compare import Difference, paired_differences
 from fewmask.report.folder import Budget, StudyFolder, budget_label
+from fewmask.report.theme import (
+    WIDTH,
+    Picture,
+    Theme,
+    arm_style,
+    dress,
+    shorten,
+    signed,
+    upper_first,
+    write_picture,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.0
-"""Inches. At a phone's 360 px that is 72 px an inch, so a point of type is a pixel."""
-DPI = 220
 GROUP_GAP = 1.3
 """Lines between the last row of one arm and the heading of the next."""
-MARKERS = "osD^vPXh"
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one scheme; the arms' are Okabe and Ito's, safe for colour-blind readers."""
-
-    paper: str
-    ink: str
-    quiet: str
-    grid: str
-    baseline: str
-    arms: tuple[str, ...]
-
-
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#1c2430",
-    quiet="#5b6675",
-    grid="#e4e8ee",
-    baseline="#4a4f57",
-    arms=("#0072b2", "#d55e00", "#009e73", "#b5568f", "#b07d00", "#3d9bd6"),
-)
-DARK = Theme(
-    paper="#171c24",
-    ink="#e8ecf2",
-    quiet="#9aa6b5",
-    grid="#2b323d",
-    baseline="#c3c9d2",
-    arms=("#56b4e9", "#ff8a4c", "#2fc79a", "#e08fc0", "#e6b23a", "#9ad0ff"),
-)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as PNG bytes, in both schemes; `width` is its natural width in CSS pixels."""
-
-    name: str
-    light: bytes
-    dark: bytes
-    width: int
-
-
-def write_picture(study: StudyFolder, name: str, draw: Callable[[Theme], Figure]) -> Picture:
-    """Write `figures/NAME.png` (light) and return it with its dark twin, which the page needs."""
-    figure = draw(LIGHT)
-    light = png(figure)
-    write_bytes_atomic(study.path / "figures" / f"{name}.png", light)
-    return Picture(name, light, png(draw(DARK)), round(figure.get_figwidth() * 100))
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def write_curve(study: StudyFolder) -> Picture | None:
@@ -99,17 +43,10 @@ def write_differences(study: StudyFolder) -> Picture | None:
     return write_picture(study, "differences", lambda theme: draw_differences(study, found, theme))
 
 
-def arm_style(study: StudyFolder, arm: str, theme: Theme) -> tuple[str, str]:
-    """Colour and marker; the same for an arm in every figure of a study."""
-    if arm == study.baseline:
-        return theme.baseline, MARKERS[0]
-    place = [name for name in study.arms if name != study.baseline].index(arm)
-    return theme.arms[place % len(theme.arms)], MARKERS[(place + 1) % len(MARKERS)]
-
-
 def draw_curve(study: StudyFolder, theme: Theme) -> Figure:
     """Every repeat a faint point, the mean a line; IoU (0 to 1) against labelled masks."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     arms = [arm for arm in study.arms if any(study.runs(arm, b) for b in study.budgets)]
     columns, lines = legend_shape(arms)
@@ -119,18 +56,19 @@ def draw_curve(study: StudyFolder, theme: Theme) -> Figure:
         _draw_arm(axes, study, arm, theme, shift=3.5 * (place - (len(arms) - 1) / 2))
     dress(axes, theme)
     values = [v for arm in arms for b in study.budgets for v in study.runs(arm, b).values()]
-    room = 0.07 * (max(values) - min(values)) or 0.02  # marks are moved: autoscale can't see them
+    room = 0.1 * (max(values) - min(values)) or 0.02  # marks are moved: autoscale can't see them
     axes.set_ylim(min(values) - room, max(values) + room)
-    axes.set_ylabel(f"{study.iou_name} on the test set", color=theme.ink, fontsize=11)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_ylabel(f"{upper_first(study.iou_name)} on the test set", color=theme.ink, fontsize=11)
     _budget_axis(axes, study, theme)
     legend = figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside upper left",
         ncols=columns,
         frameon=False,
-        fontsize=10,
+        fontsize=9.5,
         labelcolor=theme.ink,
-        handlelength=1.6,
+        handlelength=1.5,
         columnspacing=1.4,
     )
     legend.set_in_layout(True)
@@ -149,16 +87,18 @@ def _draw_arm(axes: Axes, study: StudyFolder, arm: str, theme: Theme, shift: flo
     runs = {study.masks(b): [*study.runs(arm, b).values()] for b in study.budgets}
     runs = {masks: values for masks, values in runs.items() if values}
     points = [(masks, value) for masks, values in runs.items() for value in values]
+    means = [fmean(values) for values in runs.values()]
+    style = "--" if arm == study.baseline else "-"
+    axes.plot([*runs], means, color=colour, linewidth=1.7, linestyle=style, transform=moved)
     axes.plot(
-        *zip(*points, strict=True), linestyle="", marker=marker, markersize=4.5, color=colour,
-        alpha=0.45, markeredgewidth=0, transform=moved,
+        [*runs], means, linestyle="", color=colour, marker="_", markersize=12,
+        markeredgewidth=2.6, transform=moved,
     )  # fmt: skip
     axes.plot(
-        [*runs], [fmean(values) for values in runs.values()], color=colour, linewidth=1.8,
-        linestyle="--" if arm == study.baseline else "-", marker=marker, markersize=7,
-        markeredgecolor=theme.paper, markeredgewidth=1.2, transform=moved,
-        label=shorten(arm),
+        *zip(*points, strict=True), linestyle="", marker=marker, markersize=5.5, color=colour,
+        alpha=0.6, markeredgecolor=theme.paper, markeredgewidth=0.6, transform=moved,
     )  # fmt: skip
+    axes.plot([], [], color=colour, linestyle=style, marker=marker, label=shorten(arm))
 
 
 def _budget_axis(axes: Axes, study: StudyFolder, theme: Theme) -> None:
@@ -178,16 +118,23 @@ def _budget_axis(axes: Axes, study: StudyFolder, theme: Theme) -> None:
         if (place(kept[-1]) - place(count)) / reach > 0.1:
             kept.append(count)
     named = {study.masks(b): budget_label(b) for b in study.budgets if isinstance(b, float)}
-    shares = [named.get(n, f"{100 * n / total:.2g} %" if total else "") for n in kept]
+    shares = [named.get(n) or _share(n, total) for n in kept]
     axes.set_xticks(kept, [f"{n}\n{share}".strip() for n, share in zip(kept, shares, strict=True)])
     axes.set_xticks([], minor=True)
     of_all = f", and their share of all {total} pairs" if total else ""
     axes.set_xlabel(f"Labelled masks{of_all}", color=theme.ink, fontsize=11)
 
 
+def _share(masks: int, total: int) -> str:
+    """The share of all pairs, in as few digits as tell budgets apart."""
+    percent = 100 * masks / total if total else 0.0
+    return "" if not total else f"{percent:.{1 if percent < 1 else 2}g} %"
+
+
 def draw_differences(study: StudyFolder, found: list[Difference], theme: Theme) -> Figure:
     """A dot a repeat, a bar at the mean, a line for its interval; IoU points (100ths) from zero."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     groups = {arm: [d for d in found if d.arm == arm] for arm in study.arms}
     groups = {arm: sorted(ds, key=lambda d: study.masks(d.budget)) for arm, ds in groups.items()}
@@ -209,12 +156,15 @@ def draw_differences(study: StudyFolder, found: list[Difference], theme: Theme) 
     axes.grid(axis="x", color=theme.grid, linewidth=0.8)
     axes.set_ylim(line - 0.55, -0.6)
     axes.margins(x=0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_yticks([*ticks], [budget_label(budget) for budget, _ in ticks.values()])
     right = axes.secondary_yaxis("right")
     right.set_yticks([*ticks], [signed(mean) for _, mean in ticks.values()])
     right.tick_params(length=0, labelsize=10, labelcolor=theme.ink)
     right.spines["right"].set_visible(False)
-    axes.set_xlabel(f"{study.iou_name} points against {shorten(study.baseline)}", color=theme.ink)
+    axes.set_xlabel(
+        f"{upper_first(study.iou_name)} points against {shorten(study.baseline)}", color=theme.ink
+    )
     axes.xaxis.label.set_fontsize(11)
     return figure
 
@@ -245,31 +195,12 @@ def _draw_difference(
     )  # fmt: skip
 
 
-def dress(axes: Axes, theme: Theme) -> None:
-    """Quiet axes: horizontal grid, no box."""
-    axes.set_facecolor(theme.paper)
-    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.quiet, labelcolor=theme.ink, labelsize=10, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(theme.quiet)
-
-
 def legend_shape(names: list[str]) -> tuple[int, int]:
-    """Columns and lines that fit the width, at 10 pt: about 5.6 pt a letter and 40 a mark."""
-    widest = max(len(shorten(name)) for name in names)
-    columns = min(len(names), max(1, int(350 / (40 + 5.6 * widest))))
-    return columns, math.ceil(len(names) / columns)
-
-
-def signed(difference: float, digits: int = 1) -> str:
-    """A difference of scores in points, with a true minus: 0.042 -> '+4.2'."""
-    text = f"{100 * difference:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    return text[1:] if float(text[1:]) == 0 else text
-
-
-def shorten(name: str, most: int = 40) -> str:
-    """A name that fits a figure; `$` would start a formula."""
-    name = " ".join(name.split()).replace("$", r"\$")
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Columns and lines that fit the width, filled column by column, at 9.5 pt."""
+    needed = [32 + 5.5 * len(shorten(name)) for name in names]
+    for columns in range(min(4, len(names)), 1, -1):
+        tall = math.ceil(len(names) / columns)
+        widths = [max(needed[i : i + tall]) for i in range(0, len(names), tall)]
+        if sum(widths) + 14 * (len(widths) - 1) < 72 * WIDTH - 10:
+            return len(widths), tall
+    return 1, len(names)
