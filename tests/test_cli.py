@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def test_the_whole_way(pairs: Path, tmp_path: Path) -> None:
 
     second = fewmask("finetune", "--pairs", pairs, "--init", run, *SMALL, "--out", tuned)
     assert second.returncode == 0, second.stderr
-    assert "120 of 120 encoder tensors, 100 % of parameters" in second.stdout + second.stderr
+    assert re.search(r"(\d+) of \1 encoder tensors, 100 % of parameters", second.stdout)
     for name in ("model.safetensors", "config.json", "config.toml", "metrics.jsonl", "curves.png"):
         assert (tuned / name).stat().st_size > 0
 
@@ -184,14 +185,14 @@ def test_the_whole_way(pairs: Path, tmp_path: Path) -> None:
 def test_a_full_disk_is_named(pairs: Path, tmp_path: Path) -> None:
     import errno
 
-    from fewmask import checkpoint
+    from fewmask import files
     from fewmask.types import UserError
 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(UserError, match=r"table\.json"):
-            checkpoint.write_text_atomic(tmp_path / "table.json", "x")
+            files.write_text_atomic(tmp_path / "table.json", "x")
     assert not list(tmp_path.glob("*table*"))

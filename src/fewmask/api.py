@@ -107,7 +107,7 @@ def check(settings: CheckSettings) -> CheckResult:
 @_with_settings(StudySettings)
 def study(settings: StudySettings) -> StudyResult:
     """Compare starting points x label budgets x repeats; leaves the study folder `out`."""
-    from fewmask.study.run import run_study
+    from fewmask.studies.run import run_study
 
     return run_study(settings)
 
@@ -115,7 +115,7 @@ def study(settings: StudySettings) -> StudyResult:
 @_with_settings(ReportSettings)
 def report(settings: ReportSettings) -> Path:
     """Table, figures and page of a study again; returns the page's path."""
-    from fewmask.report.page import write_report
+    from fewmask.reporting.page import write_report
 
     return write_report(Path(settings.study))
 
@@ -124,7 +124,7 @@ def report(settings: ReportSettings) -> Path:
 def demo(settings: DemoSettings) -> StudyResult:
     """The whole study on a small generated data set."""
     from fewmask.data.toy import write_toy
-    from fewmask.study.run import run_study
+    from fewmask.studies.run import run_study
 
     out = Path(settings.out)
     if not (out / "data" / "unlabelled").exists():

@@ -214,7 +214,7 @@ def run_export(settings: Any) -> int:
 def run_study(settings: Any) -> int:
     import shlex
 
-    from fewmask.study.run import run_study as run
+    from fewmask.studies.run import run_study as run
 
     return print_study(run(settings, shlex.join(["fewmask", *sys.argv[1:]])))
 

@@ -90,7 +90,9 @@ def soft_dice(logits: Tensor, labels: Tensor, smoothing: float = 1.0) -> Tensor:
 
     p is the probability, t the truth (0 or 1), sums are over an image's valid pixels (Milletari et
     al. 2016, arXiv:1606.04797, with plain instead of squared sums). One channel: of class 1. Of
-    several: the mean over the classes that the image's truth holds. Shapes as in `cross_entropy`.
+    several: the mean over the classes that the image's truth holds, since a class that is absent
+    has a loss near 1 from a few stray probabilities. An image without a valid pixel counts as 0.
+    Shapes as in `cross_entropy`.
     """
     logits, labels, valid = _valid(logits, labels)
     if logits.shape[1] == 1:

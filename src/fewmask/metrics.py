@@ -25,7 +25,8 @@ LOSSES = ("dice_loss", "focal_loss", "bce_loss")
 class ImageScores:
     """One image: pixel counts [K,K] (rows truth, columns prediction), and its losses.
 
-    Losses are None where no pixel is valid. `readings` are further counts, by the name of their IoU.
+    Losses are None where no pixel is valid. `readings` are further counts, each under the name
+    that its IoU has among the scores.
     """
 
     name: str
@@ -40,9 +41,15 @@ class ImageScores:
 def confusion(labels: NDArray[np.uint8], predicted: NDArray[np.uint8], n_classes: int) -> Matrix:
     """Pixel counts int64 [K,K], rows truth, columns prediction; labels of 255 are left out.
 
-    `labels` and `predicted` have the same shape and hold class ids 0..K-1.
+    `labels` and `predicted` have the same shape and hold class ids 0..K-1; anything else is a
+    ValueError, since it would be counted as another class.
     """
+    if labels.shape != predicted.shape:
+        raise ValueError(f"labels are {labels.shape}, predictions {predicted.shape}")
     valid = labels != IGNORED
+    largest = max(labels.max(initial=0, where=valid), predicted.max(initial=0, where=valid))
+    if largest >= n_classes:
+        raise ValueError(f"class id {largest} of {n_classes} classes")
     pairs = labels[valid].astype(np.int64) * n_classes + predicted[valid]
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -89,7 +96,8 @@ def aggregate(
     images: Sequence[ImageScores], names: Sequence[str]
 ) -> tuple[Scores, Scores, dict[str, Scores]]:
     """(over the data set, mean of the images', per class over the data set). See DEFINITIONS."""
-    total = np.sum([image.confusion for image in images], axis=0, dtype=np.int64)
+    empty = np.zeros((len(names), len(names)), np.int64)
+    total = sum((image.confusion for image in images), start=empty)
     dataset = scores(total)
     for name in ("bce_loss", "focal_loss"):
         each = [(getattr(image, name), image.valid_pixels) for image in images]
@@ -107,35 +115,36 @@ def aggregate(
     return dataset, mean, per_class(total, names)
 
 
-_CLASSES = "Two classes: of class 1, the foreground. More: the mean over classes where it is defined."
+_CLASSES = "Two classes: of class 1, the foreground. More: the mean over classes where defined."
 
 DEFINITIONS: dict[str, str] = {
-    "iou": "TP / (TP + FP + FN), from the sums of pixels over all test images (a ratio of sums, not "
-    "a mean of ratios); not defined where truth and prediction both lack the class. " + _CLASSES,
+    "iou": "TP / (TP + FP + FN), from the sums of pixels over all test images (a ratio of sums, "
+    "not a mean of ratios); not defined where truth and prediction both lack the class. "
+    + _CLASSES,
     "f1": "2 TP / (2 TP + FP + FN), from the same sums; the same number as the Dice coefficient. "
     + _CLASSES,
     "dice_loss": "The mean over images of 1 - (2 sum pt + 1) / (sum p + sum t + 1), p the "
     "probability, t the truth: the soft Dice loss with smoothing 1. Of more than two classes: the "
     "mean over the classes that an image's truth holds.",
-    "focal_loss": "The mean over all valid pixels of -(1 - p)^2 log p, p the probability of the true "
-    "class: the focal loss with gamma 2, without alpha.",
+    "focal_loss": "The mean over all valid pixels of -(1 - p)^2 log p, p the probability of the "
+    "true class: the focal loss with gamma 2, without alpha.",
     "bce_loss": "The mean over all valid pixels of -log p, p the probability of the true class: "
     "binary cross-entropy for two classes, softmax cross-entropy for more.",
-    "recall": "TP / (TP + FN), from the sums of pixels; not defined where the truth lacks the class. "
-    + _CLASSES,
+    "recall": "TP / (TP + FN), from the sums of pixels; not defined where the truth lacks the "
+    "class. " + _CLASSES,
     "precision": "TP / (TP + FP), from the sums of pixels; not defined where the class is never "
     "predicted. " + _CLASSES,
     "accuracy": "Correct pixels over valid pixels, all classes together.",
-    "iou_per_image": "The mean over images of each image's own IoU, images where it is not defined "
-    "left out.",
+    "iou_per_image": "The mean over images of each image's own IoU, images where it is not "
+    "defined left out.",
     "iou_border_foreground": "Oxford-IIIT Pet only: the IoU with its border class counted as pet.",
     "iou_border_ignore": "Oxford-IIIT Pet only: the IoU with its border class left out.",
-    "per_image_mean": "Each score computed for every image on its own, then the mean over the images "
-    "where it is defined.",
-    "resolution": "Everything is computed at the mask's own resolution: the logits are resized to it "
-    "(bilinear), then cut.",
-    "threshold": "Two classes: foreground where the probability is above 0.5. More: the class of the "
-    "largest probability.",
+    "per_image_mean": "Each score computed for every image on its own, then the mean over the "
+    "images where it is defined.",
+    "resolution": "Everything is computed at the mask's own resolution: the logits are resized to "
+    "it (bilinear), then cut.",
+    "threshold": "Two classes: foreground where the probability is above 0.5. More: the class of "
+    "the largest probability.",
     "ignored": "Pixels whose label is ignored count nowhere.",
 }
 """What every number means, by the name it has in metrics.json."""

@@ -334,7 +334,7 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     from lightning.fabric import Fabric
 
     # It says on every start which precision it was told to use.
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     device = pick_device(device).type
     if device == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} GPUs")

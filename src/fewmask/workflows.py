@@ -318,8 +318,8 @@ class Validation:
         counts = np.zeros((k, k), np.int64)
         with torch.inference_mode():
             for row in self.rows:
-                image = torch.from_numpy(self.cache.images[row]).permute(2, 0, 1)[None]
-                truth = np.asarray(self.cache.masks[row])
+                image = torch.from_numpy(self.cache.images[row].copy()).permute(2, 0, 1)[None]
+                truth = np.array(self.cache.masks[row])
                 logits = self.segmenter(to_unit(image.to(self.device))).cpu()
                 target = torch.from_numpy(truth)[None]
                 parts = [SEGMENTATION_LOSSES[part](logits, target) for part in self.loss.split("+")]

@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fewmask.checkpoint import (
-    load_state,
-    read_weights,
-    save_state,
-    save_weights,
-    write_bytes_atomic,
-    write_json_atomic,
-    write_text_atomic,
-)
+from fewmask.checkpoint import load_state, read_weights, save_state, save_weights
+from fewmask.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from fewmask.types import UserError
 
 WRITERS = {

@@ -1,0 +1,1 @@
+"""Data: opening, checking, splitting, caching and serving images and masks."""

@@ -7,13 +7,14 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,19 @@ from fewmask.data.images import Pixels, Undecodable, resize_image, resize_mask
 from fewmask.data.sources import ImageItem, ImageSet, PairSet
 from fewmask.types import Labels, Resize, UserError
 
-FORMAT = "1"
+FORMAT = "2"
+"""Part of every key: a cache of another layout, or decoded in another way, is not found."""
 Report = Callable[[int, int], None]
 Decoded = tuple[Pixels, tuple[int, int], Pixels | None]
+"""Image, the part of it that is not padding, class ids."""
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EEXIST,
+}  # fmt: skip
+"""What the system says where a cache cannot be written; the user can mend it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,6 @@ def cached_images(
 
     Raises UserError where more are, or where the cache cannot be written.
     """
-    key = stamps(images.items, "images", str(size), resize)
 
     def decode(row: int) -> Decoded | str:
         try:
@@ -74,15 +84,16 @@ def cached_images(
             return f"{problem.where}: {problem.reason}"
         return pixels, valid, None
 
-    cache = _cached(key, len(images.items), size, decode, False, progress,
-                    [item.name for item in images.items])  # fmt: skip
-    _refuse_too_many(images.src, cache.skipped, len(images.items))
+    key = stamps(images.items, "images", str(size), resize)
+    names = [item.name for item in images.items]
+    cache = _cached(_Job(cache_root() / key, names, size, False, decode), progress)
+    _refuse_too_many(images.src, cache.skipped, len(names))
     return cache
 
 
 def _refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
     if len(skipped) * 100 > n:
-        shown = [f"{fault}. Remove it" for fault in skipped[:10]]
+        shown = [f"{fault}. Replace or remove it" for fault in skipped[:10]]
         more = len(skipped) - len(shown)
         rest = [f"{src}: and {more} more; over 1 % cannot be decoded"] if more else []
         raise UserError(*shown, *rest)
@@ -91,9 +102,10 @@ def _refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
 def cached_pairs(
     pairs: PairSet, labels: Labels, size: int, resize: Resize, *, progress: Report | None = None
 ) -> ImageCache:
-    """Pairs at one size, their masks as class ids. The pairs were checked before."""
-    items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
-    key = stamps(items, "pairs", str(size), resize, str(labels.lut))
+    """Pairs at one size, their masks as class ids. The pairs were checked before.
+
+    Raises UserError for a file that cannot be decoded, or where the cache cannot be written.
+    """
     lut = np.asarray(labels.lut, np.uint8)
 
     def decode(row: int) -> Decoded | str:
@@ -102,114 +114,154 @@ def cached_pairs(
             pixels, valid = resize_image(pair.image.pixels(), size, resize)
             return pixels, valid, resize_mask(lut[pair.mask.values()], size, resize)
         except Undecodable as problem:
-            raise UserError(f"{problem.where}: {problem.reason}. Mend or remove it") from None
+            raise UserError(f"{problem.where}: {problem.reason}. Replace or remove it") from None
 
-    return _cached(key, len(pairs.items), size, decode, True, progress,
-                   [pair.name for pair in pairs.items])  # fmt: skip
+    items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
+    # By content as well: a mask drawn anew may keep its size, and a copy its time.
+    more = (str(size), resize, str(labels.lut), pairs.fingerprint())
+    key = stamps(items, "pairs", *more)
+    names = [pair.name for pair in pairs.items]
+    return _cached(_Job(cache_root() / key, names, size, True, decode), progress)
 
 
-def _cached(
-    key: str,
-    n: int,
-    size: int,
-    decode: Callable[[int], Decoded | str],
-    with_masks: bool,
-    progress: Report | None,
-    names: Sequence[str],
-) -> ImageCache:
-    root = cache_root()
-    need = n * size * size * (4 if with_masks else 3)
-    with _writable(root, need):
+# --- on the disk ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cache to open, or to build first: its folder, and where its rows come from."""
+
+    folder: Path
+    names: Sequence[str]
+    size: int
+    with_masks: bool
+    decode: Callable[[int], Decoded | str]
+    """Of a row; a text says why it is left out."""
+
+    @property
+    def bytes_needed(self) -> int:
+        return len(self.names) * self.size**2 * (4 if self.with_masks else 3)
+
+
+def _cached(job: _Job, progress: Report | None) -> ImageCache:
+    root = job.folder.parent
+    with _writable(job):
         root.mkdir(parents=True, exist_ok=True)
-        if not (root / key / "index.json").exists():
-            # A second run waits here, and then finds the first one's; a kill lets go of the lock.
-            with (root / f"{key}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not (root / key / "index.json").exists():
-                    _build(root / key, n, size, decode, with_masks, progress, names, need)
-    return _opened(root / key, size, with_masks)
+        if (found := _opened(job)) is not None:
+            return found
+        # A second run waits here, and then finds the first one's; a kill lets go of the lock.
+        with _locked(job.folder):
+            if (found := _opened(job)) is not None:
+                return found
+            _sweep(root)
+            _build(job, progress)
+            found = _opened(job)
+    if found is None:
+        raise OSError(f"{job.folder}: was written whole, and cannot be read")
+    return found
 
 
 @contextmanager
-def _writable(root: Path, need: int) -> Iterator[None]:
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a cache's lock; yields whether it was got (always, if waited for)."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed builds have left; those under way hold their locks."""
+    for partial in root.glob("*.partial"):
+        with _locked(partial.with_suffix(""), wait=False) as abandoned:
+            if abandoned:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writable(job: _Job) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+        if problem.errno not in REFUSALS:
             raise
         raise UserError(
-            f"{root}: the cache cannot be written ({problem.strerror}); it needs "
-            f"{need / 1e6:.0f} MB. Free some space, or set FEWMASK_CACHE to another folder"
+            f"{job.folder.parent}: the cache cannot be written ({problem.strerror}); it needs "
+            f"{job.bytes_needed / 1e6:.1f} MB. Free some space, or set FEWMASK_CACHE to another "
+            "folder"
         ) from None
 
 
-def _build(
-    folder: Path,
-    n: int,
-    size: int,
-    decode: Callable[[int], Decoded | str],
-    with_masks: bool,
-    progress: Report | None,
-    names: Sequence[str],
-    need: int,
-) -> None:
+def _build(job: _Job, progress: Report | None) -> None:
     """Decode everything into a temporary folder beside, and rename it whole."""
-    if shutil.disk_usage(folder.parent).free < need:
+    if shutil.disk_usage(job.folder.parent).free < job.bytes_needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = folder.with_name(f"{folder.name}.partial")
+    temporary = job.folder.with_name(f"{job.folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        kept: list[str] = []
-        valid: list[tuple[int, int]] = []
-        skipped: list[str] = []
-        with (
-            (temporary / "images.u8").open("wb") as images,
-            (temporary / "masks.u8").open("wb") as masks,
-        ):
-            for row, found in enumerate(_in_order(decode, n)):
-                if isinstance(found, str):
-                    skipped.append(found)
-                else:
-                    images.write(found[0].tobytes())
-                    if found[2] is not None:
-                        masks.write(found[2].tobytes())
-                    kept.append(names[row])
-                    valid.append(found[1])
-                if progress:
-                    progress(row + 1, n)
-            for file in (images, masks):
-                file.flush()
-                os.fsync(file.fileno())
-        index = {"names": kept, "valid": valid, "skipped": skipped, "masks": with_masks}
-        with (temporary / "index.json").open("w", encoding="utf-8", errors="surrogateescape") as out:
+        index = _write_rows(job, temporary, progress)
+        with (temporary / "index.json").open("w", encoding="utf-8") as out:
             json.dump(index, out)
             out.flush()
             os.fsync(out.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        shutil.rmtree(job.folder, ignore_errors=True)  # one that is not whole
+        os.replace(temporary, job.folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _in_order(decode: Callable[[int], Decoded | str], n: int) -> Iterator[Decoded | str]:
-    """Decoded rows in order, several at once but never more than a few hundred waiting."""
+def _write_rows(job: _Job, folder: Path, progress: Report | None) -> dict[str, object]:
+    """Fill images.u8 and masks.u8; returns the index of what is in them."""
+    names: list[str] = []
+    valid: list[tuple[int, int]] = []
+    skipped: list[str] = []
+    with (folder / "images.u8").open("wb") as images, (folder / "masks.u8").open("wb") as masks:
+        for row, found in enumerate(in_order(job.decode, range(len(job.names)))):
+            if isinstance(found, str):
+                skipped.append(found)
+            else:
+                pixels, inside, labels = found
+                images.write(pixels.data)
+                if labels is not None:
+                    masks.write(labels.data)
+                names.append(job.names[row])
+                valid.append(inside)
+            if progress:
+                progress(row + 1, len(job.names))
+        for file in (images, masks):
+            file.flush()
+            os.fsync(file.fileno())
+    return {"names": names, "valid": valid, "skipped": skipped}
+
+
+def in_order(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Results of `work` in the order of the items, several at once, at most 256 waiting."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = iter(range(n))
-        while chunk := list(islice(rows, 256)):
-            yield from pool.map(decode, chunk)
+        rest = iter(items)
+        while chunk := list(islice(rest, 256)):
+            yield from pool.map(work, chunk)
 
 
-def _opened(folder: Path, size: int, with_masks: bool) -> ImageCache:
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    n = len(index["names"])
-    images = _mapped(folder / "images.u8", (n, size, size, 3))
-    masks = _mapped(folder / "masks.u8", (n, size, size)) if with_masks else None
-    valid = np.asarray(index["valid"], np.int32).reshape(n, 2)
-    return ImageCache(images, valid, tuple(index["names"]), tuple(index["skipped"]), masks)
+def _opened(job: _Job) -> ImageCache | None:
+    """The cache in a folder; None where there is none, or not a whole one."""
+    try:
+        index = json.loads((job.folder / "index.json").read_text(encoding="utf-8"))
+        n, side = len(index["names"]), job.size
+        images = _mapped(job.folder / "images.u8", (n, side, side, 3))
+        masks = _mapped(job.folder / "masks.u8", (n, side, side)) if job.with_masks else None
+        valid = np.asarray(index["valid"], np.int32).reshape(n, 2)
+        return ImageCache(images, valid, tuple(index["names"]), tuple(index["skipped"]), masks)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if path.stat().st_size != np.prod(shape):
+        raise ValueError(f"{path}: not of {shape}")
     if shape[0] == 0:
         return np.empty(shape, np.uint8)
     return np.memmap(path, np.uint8, "r", shape=shape)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from fewmask.data import folders
 from fewmask.data.parquet import read_parquet, train_files
-from fewmask.data.sources import ImageFile, ImageSet, existing
+from fewmask.data.sources import ImageFile, ImageSet, downloading, existing
 from fewmask.types import UserError
 
 NAMES = ("cat", "dog")
@@ -16,7 +16,7 @@ HUB = "microsoft/cats_vs_dogs"
 def images(src: str, path: Path, download: bool) -> ImageSet:
     """All images, labelled cat or dog by folder, file name or column."""
     if not path.is_dir() and download:
-        _download(path)
+        _download(src, path)
     root = existing(src, path, known=True)
     if files := train_files(root):
         items, labels = read_parquet(files)
@@ -31,7 +31,7 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
                 rest = others + len(found) - len(kept)
                 return ImageSet(src, "cats-vs-dogs", kept, labels, NAMES, rest)
     if download:
-        _download(root)
+        _download(src, root)
         return images(src, root, download=False)
     raise UserError(
         f"{src}: {root} holds no Cat/ and Dog/ folders, no cat.N.jpg and no parquet files. "
@@ -50,11 +50,8 @@ def _label(item: ImageFile) -> int | None:
     return None
 
 
-def _download(path: Path) -> None:
+def _download(src: str, path: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    try:
+    with downloading(src, path):
         snapshot_download(HUB, repo_type="dataset", allow_patterns="*.parquet", local_dir=path)
-    except Exception as problem:  # noqa: BLE001 - the hub's errors have no common ancestor
-        why = " ".join(str(problem).split())[:200]
-        raise UserError(f"{path}: the download of {HUB} failed ({why}). Try again later") from None

@@ -12,7 +12,7 @@ import numpy as np
 from fewmask.data import folders
 from fewmask.data.images import Pixels
 from fewmask.data.parquet import read_parquet, train_files
-from fewmask.data.sources import ImageSet, existing
+from fewmask.data.sources import ImageSet, downloading, existing
 from fewmask.types import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -32,7 +32,7 @@ class BatchImage:
         return f"{self.path}#{self.row}"
 
     def read(self) -> bytes:
-        return self.data[self.row].tobytes()
+        return bytes(self.data[self.row])
 
     def stamp(self) -> tuple[int, int]:
         return 3072, self.path.stat().st_mtime_ns
@@ -41,19 +41,21 @@ class BatchImage:
         return np.ascontiguousarray(self.data[self.row].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
+ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+"""All that numpy's arrays need to come back from a pickle of protocol 2."""
+
+
 class _OnlyArrays(pickle.Unpickler):
     """Unpickles numbers, text, lists and numpy arrays; anything else would be code to run."""
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in ARRAYS:
             raise pickle.UnpicklingError(f"it would run {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
@@ -64,8 +66,11 @@ def read_batch(path: Path) -> tuple[Pixels, list[int]]:
         with path.open("rb") as file:
             table = _OnlyArrays(file, encoding="latin1").load()
         data = np.asarray(table["data"], np.uint8).reshape(-1, 3072)
-        return data, [int(label) for label in table["labels"]]
-    except Exception as problem:  # noqa: BLE001 - a broken pickle can raise anything
+        labels = [int(label) for label in table["labels"]]
+        if len(labels) != len(data) or not set(labels) <= set(range(len(NAMES))):
+            raise ValueError(f"{len(data)} images, {len(labels)} labels, up to {max(labels)}")
+        return data, labels
+    except Exception as problem:  # a broken pickle can raise anything
         why = " ".join(str(problem).split())
         raise UserError(f"{path}: no CIFAR-10 batch ({why}). Download it again") from None
 
@@ -90,7 +95,8 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
     if download:
         from torchvision.datasets import CIFAR10
 
-        CIFAR10(path, download=True)
+        with downloading(src, path):
+            CIFAR10(path, download=True)
         return images(src, path, download=False)
     raise UserError(
         f"{src}: {path} holds no parquet files, no data_batch_1 and no class folders. "

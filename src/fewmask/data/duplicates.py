@@ -34,6 +34,9 @@ def groups(
     Correlation carries over: of a, b, c where a is like b and b like c, all three are a group.
     Memory is that of a block of the N x N matrix.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     parent = list(range(len(hashes)))
 
     def root(i: int) -> int:
@@ -47,15 +50,23 @@ def groups(
         parent[b] = a
 
     first: dict[str, int] = {}
-    for row, name in enumerate(hashes):
-        join(first.setdefault(name, row), row)
+    for row, digest in enumerate(hashes):
+        join(first.setdefault(digest, row), row)
     for start in range(0, len(thumbnails), BLOCK):
         block = thumbnails[start : start + BLOCK]
         for other in range(start, len(thumbnails), BLOCK):
-            like = np.argwhere(block @ thumbnails[other : other + BLOCK].T >= threshold)
-            for i, j in like.tolist():
-                if start + i < other + j:
-                    join(start + i, other + j)
+            like = block @ thumbnails[other : other + BLOCK].T >= threshold
+            if not like.any():
+                continue
+            # Within the block compiled code joins: frames of a video are millions of pairs.
+            left, right = np.nonzero(like)
+            n = sum(like.shape)
+            joined = coo_array((np.ones(len(left), bool), (left, len(like) + right)), (n, n))
+            _, component = connected_components(joined, directed=False)
+            rows = [*range(start, start + len(like)), *range(other, other + like.shape[1])]
+            seen: dict[int, int] = {}
+            for row, name in zip(rows, component.tolist(), strict=True):
+                join(seen.setdefault(name, row), row)
     members: dict[int, list[int]] = {}
     for row in range(len(hashes)):
         members.setdefault(root(row), []).append(row)

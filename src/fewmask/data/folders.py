@@ -10,7 +10,7 @@ from fewmask.data.sources import ImageFile, ImageSet, MaskOptions, Pair, PairSet
 from fewmask.types import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 
 def is_image(path: str) -> bool:
@@ -25,14 +25,16 @@ def is_image(path: str) -> bool:
             head = file.read(12)
     except OSError:
         return False
-    return head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    bmp = head[:2] == b"BM" and head[6:10] == bytes(4)  # many a text begins with BM
+    return head.startswith(MAGIC) or webp or bmp
 
 
 def walk(root: Path) -> tuple[list[ImageFile], int]:
     """All images below a folder in order of name, and the number of other files.
 
     Hidden files and folders are passed over; a folder is entered once, however many links lead
-    to it.
+    to it. A link that leads nowhere is listed by its ending: reading it says what is wrong.
     """
     found, others = [], 0
     for path in _files(str(root), set()):
@@ -44,13 +46,13 @@ def walk(root: Path) -> tuple[list[ImageFile], int]:
 
 
 def _files(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in entered:
-        return
-    entered.add((status.st_dev, status.st_ino))
     try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
-            listed = list(entries)
+            listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as problem:
         raise UserError(
             f"{folder}: cannot be listed ({problem.strerror}). Mend its permissions"
@@ -58,10 +60,21 @@ def _files(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
     for entry in listed:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        kind = _kind(entry)
+        if kind == "folder":
             yield from _files(entry.path, entered)
-        else:
+        elif kind == "file":
             yield entry.path
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        # Opening a pipe or a socket would wait for ever.
+        return "file" if entry.is_file() or entry.is_symlink() else "other"
+    except OSError:  # a link to itself
+        return "file"
 
 
 def images(src: str, root: Path) -> ImageSet:
@@ -71,7 +84,7 @@ def images(src: str, root: Path) -> ImageSet:
     if not found:
         raise UserError(f"{src}: holds no images ({others} other files). Name a folder of images")
     labels, names = class_folders(found)
-    return ImageSet(src, root.resolve().name, found, labels, names, others)
+    return ImageSet(src, root.resolve().name or "images", found, labels, names, others)
 
 
 def class_folders(items: list[ImageFile]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
@@ -96,7 +109,8 @@ def pairs(src: str, root: Path, options: MaskOptions) -> PairSet:
     if not images and not masks:
         raise UserError(f"{src}: images/ and masks/ hold no images ({others + more} other files)")
     items, faults = match(images, masks, "masks/")
-    return PairSet(src, root.resolve().name, items, faults, options, None, others + more)
+    pool = root.resolve().name or "pairs"
+    return PairSet(src, pool, items, faults, options, None, others + more)
 
 
 def match(

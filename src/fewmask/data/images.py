@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,78 +28,116 @@ class Undecodable(Exception):
         self.where, self.reason = where, reason
 
 
-def open_image(data: bytes, where: str) -> Image.Image:
-    """The first frame of an image, decoded whole, turned as its EXIF says."""
-    if not data:
-        raise Undecodable(where, "the file is empty")
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_quiet_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings about odd metadata or large pictures; the pixels decide.
+
+    Python's filters belong to the whole process, and several threads decode at once: the first
+    one in changes them and the last one out puts them back.
+    """
+    global _quiet_threads, _quiet_filters  # noqa: PLW0603 - they guard a state of the process
+    with _quiet_lock:
+        if _quiet_threads == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        _quiet_threads += 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # odd metadata; the pixels decide
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            turned = ImageOps.exif_transpose(image)
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if _quiet_threads == 0:
+                _quiet_filters.__exit__(None, None, None)
+
+
+@contextmanager
+def _undecodable(where: str) -> Iterator[None]:
+    """Whatever a decoder or a conversion raises on broken data, as Undecodable."""
+    try:
+        with _quiet():
+            yield
+    except Undecodable:
+        raise
     except Image.DecompressionBombError:
         raise Undecodable(where, "more pixels than is safe to decode") from None
-    except Exception as problem:  # noqa: BLE001 - decoders raise whatever they like on broken data
+    except Exception as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         if "cannot identify image file" in reason:
             reason = "no image, by its content"
         raise Undecodable(where, reason) from None
-    return turned
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """The first frame of an image, decoded whole, turned as its EXIF says. Raises Undecodable."""
+    if not data:
+        raise Undecodable(where, "the file is empty")
+    with _undecodable(where):
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return ImageOps.exif_transpose(image)
 
 
 def format_of(data: bytes) -> str | None:
     """Pillow's name of a format, by content: JPEG, PNG, GIF, ...; None of what is no image."""
     try:
-        return Image.open(io.BytesIO(data)).format
-    except Exception:  # noqa: BLE001 - see open_image
+        with _undecodable(""):
+            return Image.open(io.BytesIO(data)).format
+    except Undecodable:
         return None
 
 
 def decode_image(data: bytes, where: str) -> Pixels:
     """Bytes of any common format -> uint8 [H,W,3], RGB.
 
-    Transparent pixels are laid on white, as most viewers show them. 16-bit grey is scaled to 8.
-    Raises Undecodable.
+    Transparent pixels are laid on white, as most viewers show them. 16-bit grey is scaled to 8
+    (65535 is white), grey in floating point by 1 or its own maximum. Raises Undecodable.
     """
     image = open_image(data, where)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-        grey = np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    with _undecodable(where):
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.nan_to_num(np.asarray(image, np.float64))
+            top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
+            grey = np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return np.array(image.convert("RGB"))
 
 
 def decode_mask(data: bytes, where: str) -> Pixels:
     """Bytes of a mask -> uint8 [H,W], the values in the file (of a palette image the indices).
 
-    Raises Undecodable, also for coloured masks and values above 255.
+    A grey picture saved in colour (equal channels) is its grey; transparency counts for nothing.
+    Raises Undecodable, also for coloured masks and for values beyond 0 to 255.
     """
     image = open_image(data, where)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("L", "P"):
-        return np.asarray(image)
-    values = np.asarray(image.convert("RGB") if image.mode == "CMYK" else image)
+    with _undecodable(where):
+        values = np.array(image if image.mode not in ("CMYK", "YCbCr") else image.convert("RGB"))
     if values.ndim == 3:
-        colours = values[..., : 1 if image.mode == "LA" else 3]
+        colours = values[..., : 1 if image.mode in ("LA", "PA") else 3]
         if not (colours == colours[..., :1]).all():
             raise Undecodable(
                 where, "a coloured picture, not class ids; save it with one number a pixel"
             )
         values = colours[..., 0]
-    if values.min() < 0 or values.max() > 255:
-        raise Undecodable(where, f"holds the value {values.max()}; class ids go up to 254")
-    return values.astype(np.uint8)
+    whole = values.astype(np.uint8)
+    beyond = values[whole != values]  # negative, above 255, or no whole number
+    if beyond.size:
+        raise Undecodable(where, f"holds the value {beyond[0]}; class ids are whole numbers to 255")
+    return whole
 
 
 def fitted(height: int, width: int, size: int, resize: Resize) -> tuple[int, int]:
-    """Height and width that an image takes in its square of `size`."""
+    """Height and width that an image takes in its square of `size`, for images and masks alike."""
     if resize == "square":
         return size, size
     scale = size / max(height, width)
@@ -109,10 +150,10 @@ def resize_image(pixels: Pixels, size: int, resize: Resize) -> tuple[Pixels, tup
     `square` squashes; `keep` makes the long side `size`, top left, on the padding colour. Bilinear,
     with the triangle widened where it shrinks (antialiased).
     """
-    height, width = fitted(*pixels.shape[:2], size, resize)
+    height, width = fitted(pixels.shape[0], pixels.shape[1], size, resize)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     if (height, width) == (size, size):
-        return np.asarray(image), (size, size)
+        return np.array(image), (size, size)
     canvas = np.empty((size, size, 3), np.uint8)
     canvas[:] = PADDING
     canvas[:height, :width] = np.asarray(image)
@@ -121,7 +162,7 @@ def resize_image(pixels: Pixels, size: int, resize: Resize) -> tuple[Pixels, tup
 
 def resize_mask(labels: Pixels, size: int, resize: Resize) -> Pixels:
     """Class ids uint8 [H,W] -> uint8 [size,size]: the nearest pixel's, 255 where padded."""
-    height, width = fitted(*labels.shape, size, resize)
+    height, width = fitted(labels.shape[0], labels.shape[1], size, resize)
     rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
     canvas = np.full((size, size), IGNORED, np.uint8)

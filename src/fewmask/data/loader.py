@@ -34,7 +34,10 @@ class Stream:
     @property
     def size(self) -> int:
         """Images in a batch, over all processes; a multiple of their number."""
-        whole = min(self.batch_size, len(self.rows))
+        # A single image may stand twice in a batch: batch norm needs two values a channel, and at
+        # the coarsest level of a small image there is one a picture.
+        fewest = 1 if self.drop_last else min(self.batch_size, 2)
+        whole = max(min(self.batch_size, len(self.rows)), fewest)
         return max(self.world, whole - whole % self.world)
 
     @property

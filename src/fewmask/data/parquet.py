@@ -10,6 +10,7 @@ from fewmask.data.images import Pixels, Undecodable, decode_image
 from fewmask.types import UserError
 
 COLUMNS = ("img", "image")
+LABELS = ("label", "labels")
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,48 @@ class ParquetImage:
 def read_parquet(paths: list[Path]) -> tuple[list[ParquetImage], tuple[int, ...] | None]:
     """All rows of the files in order, and their labels where there is such a column.
 
-    Raises UserError for a file that is no parquet, or has no column of images.
+    Raises UserError for a file that is no parquet, or has no column of encoded images.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     items: list[ParquetImage] = []
     labels: list[int] = []
     for path in paths:
-        try:
-            table = pq.read_table(path, memory_map=True)
-        except (pa.ArrowException, OSError) as problem:
-            why = str(problem).split("\n")[0]
-            raise UserError(f"{path}: no readable parquet file ({why}). Download it again") from None
-        column = next((name for name in COLUMNS if name in table.column_names), None)
-        if column is None:
-            raise UserError(f"{path}: has no column {' or '.join(COLUMNS)}, only "
-                            f"{', '.join(table.column_names)}")  # fmt: skip
-        cells = table.column(column)
-        if pa.types.is_struct(cells.type):
-            cells = pa.chunked_array([chunk.field("bytes") for chunk in cells.chunks])
+        cells, own = _columns(path)
         items += [ParquetImage(f"{path.name}#{row}", path, row, cells) for row in range(len(cells))]
-        label = next((n for n in ("label", "labels") if n in table.column_names), None)
-        labels += table.column(label).to_pylist() if label else []
+        labels += own
     return items, tuple(labels) if len(labels) == len(items) else None
+
+
+def _columns(path: Path) -> tuple[Any, list[int]]:
+    """The encoded images of a file, a chunked binary array, and its whole-number labels, if any."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            named = file.schema_arrow.names
+            column = next((name for name in COLUMNS if name in named), None)
+            if column is None:
+                raise UserError(
+                    f"{path}: has no column {' or '.join(COLUMNS)}, only {', '.join(named)}. "
+                    "Rename the column of images"
+                )
+            label = next((name for name in LABELS if name in named), None)
+            table = file.read(columns=[column, label] if label else [column])
+    except (pa.ArrowException, OSError) as problem:
+        why = str(problem).split("\n")[0]
+        raise UserError(f"{path}: no readable parquet file ({why}). Download it again") from None
+    cells = table.column(column)
+    if pa.types.is_struct(cells.type) and cells.type.get_field_index("bytes") >= 0:
+        parts = [chunk.field("bytes") for chunk in cells.chunks]
+        cells = pa.chunked_array(parts, cells.type.field("bytes").type)
+    if not (pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type)):
+        raise UserError(
+            f"{path}: the column {column} holds {cells.type}; expected encoded images, as bytes "
+            "or as a struct with a field of that name. Save it so"
+        )
+    if label is None or not pa.types.is_integer(table.column(label).type):
+        return cells, []
+    return cells, table.column(label).to_pylist()
 
 
 def train_files(root: Path) -> list[Path]:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewmask.data.folders import match, walk
-from fewmask.data.sources import ImageFile, ImageSet, MaskOptions, PairSet, existing
+from fewmask.data.sources import ImageSet, MaskOptions, PairSet, downloading, existing
 from fewmask.types import IGNORED, Border, Labels, UserError
 
 PET, BACKGROUND, BORDER = 1, 2, 3
 """The values in the trimaps; the border is "not classified"."""
 
 
-def labels(border: Border) -> Labels:
-    """The reading of the trimaps; a value that they don't know is 254, a fault."""
-    names = ("background", "pet", "border") if border == "class" else ("background", "pet")
+NAMES = ("background", "pet", "border")
+
+
+def labels(border: Border, names: tuple[str, ...] | None = None) -> Labels:
+    """The reading of the trimaps, the classes under other `names` if given.
+
+    A value that trimaps don't have becomes 254, which is no class: the check names it.
+    """
     as_border = {"ignore": IGNORED, "foreground": 1, "background": 0, "class": 2}
-    return Labels(names, _lut(as_border[border]), _lut(1))
+    own = NAMES if border == "class" else NAMES[:2]
+    return Labels(names or own, _lut(as_border[border]), _lut(1))
 
 
 def _lut(border: int) -> tuple[int, ...]:
@@ -33,7 +39,8 @@ def locate(src: str, path: Path, download: bool) -> Path:
     if download:
         from torchvision.datasets import OxfordIIITPet
 
-        OxfordIIITPet(path, target_types="segmentation", download=True)
+        with downloading(src, path):
+            OxfordIIITPet(path, target_types="segmentation", download=True)
         return locate(src, path, download=False)
     existing(src, path, known=True)
     raise UserError(
@@ -48,26 +55,40 @@ def listed(root: Path) -> set[str] | None:
     if not path.exists():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
-
-
-def _images(root: Path) -> tuple[list[ImageFile], int]:
-    found, others = walk(root / "images")
-    return found, others
+    told = (line.split() for line in lines)
+    return {words[0] for words in told if words and not words[0].startswith("#")}
 
 
 def images(src: str, path: Path, download: bool) -> ImageSet:
     """The pictures alone, as an unlabelled pool."""
-    found, others = _images(locate(src, path, download))
+    found, others = walk(locate(src, path, download) / "images")
     return ImageSet(src, "oxford-iiit-pet", found, None, (), others)
+
+
+def _refuse(src: str, options: MaskOptions) -> None:
+    """What the known layout leaves no room for is refused, not passed over."""
+    faults = []
+    for flag, value in (("--ignore", options.ignore), ("--mask-values", options.mask_values)):
+        if value is not None:
+            faults.append(
+                f"{src}: {flag} does not apply, the trimaps hold 1 pet, 2 background, 3 border. "
+                "Choose the border's reading with --border"
+            )
+    n = 3 if options.border == "class" else 2
+    if options.classes and len(options.classes) != n:
+        faults.append(
+            f"{src}: {len(options.classes)} class names ({', '.join(options.classes)}); with "
+            f"--border {options.border} the trimaps have {n} classes ({', '.join(NAMES[:n])})"
+        )
+    if faults:
+        raise UserError(*faults)
 
 
 def pairs(src: str, path: Path, options: MaskOptions, *, download: bool = False) -> PairSet:
     """Pictures and trimaps of the names in list.txt, or of all where there is no list."""
-    if options.classes or options.mask_values or options.ignore is not None:
-        options = MaskOptions(options.border)
+    _refuse(src, options)
     root = locate(src, path, download)
-    found, others = _images(root)
+    found, others = walk(root / "images")
     masks, _ = walk(root / "annotations" / "trimaps")
     names = listed(root)
     faults: list[str] = []
@@ -81,6 +102,5 @@ def pairs(src: str, path: Path, options: MaskOptions, *, download: bool = False)
         found = [item for item in found if Path(item.name).stem in names]
         masks = [item for item in masks if Path(item.name).stem in names]
     items, more = match(found, masks, "annotations/trimaps/")
-    return PairSet(
-        src, "oxford-iiit-pet", items, (*faults, *more), options, labels(options.border), others
-    )
+    read = labels(options.border, options.classes)
+    return PairSet(src, "oxford-iiit-pet", items, (*faults, *more), options, read, others)

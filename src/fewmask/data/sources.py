@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -172,30 +173,52 @@ def split_source(src: str) -> tuple[str | None, Path]:
     """(kind or None, path). A path that exists wins over a kind; `KIND:` lies in $FEWMASK_DATA."""
     kind, colon, rest = src.partition(":")
     kinds = list(_kinds())
-    if not colon or Path(src).exists():
-        if src in kinds and not Path(src).exists():
+    if not colon or os.path.lexists(src):
+        if src in kinds and not os.path.lexists(src):
             raise UserError(f"{src}: no such folder. Did you mean {src}: (with a colon)?")
         return None, Path(src)
     if kind not in kinds:
         if "/" in kind or os.sep in kind or len(kind) == 1:
             return None, Path(src)
         raise UserError(f"{src}: unknown kind {kind}{near(kind, kinds)}; known: {', '.join(kinds)}")
-    return kind, Path(rest) if rest else Path(os.environ.get("FEWMASK_DATA", "data")) / kind
+    # The shell leaves the ~ of KIND:~/data alone.
+    return kind, Path(rest).expanduser() if rest else data_root() / kind
 
 
-def existing(src: str, path: Path, *, download: bool = False, known: bool = False) -> Path:
+def data_root() -> Path:
+    """$FEWMASK_DATA, else ./data: where `KIND:` without a path lies."""
+    return Path(os.environ.get("FEWMASK_DATA") or "data")
+
+
+def existing(src: str, path: Path, *, known: bool = False) -> Path:
     """The path, if it is a folder. Raises UserError naming near ones, or --download."""
     if path.is_dir():
         return path
+    named = src if src == str(path) else f"{src}: {path}"
     if path.exists():
-        raise UserError(f"{src}: {path} is a file; expected a folder of images")
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    mend = ". Pass --download to fetch it" if known and not download else ""
-    raise UserError(f"{src}: no such folder as {path}{near(path.name, siblings)}{mend}")
+        raise UserError(f"{named}: is a file; expected a folder of images")
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:
+        siblings = []
+    mend = "Pass --download to fetch it, or mend the path" if known else "Mend the path"
+    raise UserError(f"{named}: no such folder{near(path.name, siblings)}. {mend}")
+
+
+@contextmanager
+def downloading(src: str, path: Path) -> Iterator[None]:
+    """A download in which whatever goes wrong is told as a UserError."""
+    try:
+        yield
+    except Exception as problem:  # torchvision's and the hub's have no common ancestor
+        why = " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise UserError(
+            f"{src}: the download to {path} failed ({why}). Try again, or put the files there"
+        ) from None
 
 
 def open_images(src: str, *, download: bool = False) -> ImageSet:
-    """The images of a source. Raises UserError where there are none."""
+    """The images of a source, listed. Raises UserError where there are none."""
     kind, path = split_source(src)
     if kind is None:
         from fewmask.data import folders
@@ -204,10 +227,8 @@ def open_images(src: str, *, download: bool = False) -> ImageSet:
     return _kinds()[kind](src, path, download)
 
 
-def open_pairs(
-    src: str, options: MaskOptions | None = None, *, download: bool = False
-) -> PairSet:
-    """The pairs of a source. Raises UserError where there are none."""
+def open_pairs(src: str, options: MaskOptions | None = None, *, download: bool = False) -> PairSet:
+    """The pairs of a source, listed. Raises UserError where there are none."""
     from fewmask.data import folders, pets
 
     kind, path = split_source(src)

@@ -46,7 +46,8 @@ def make_split(n: int, groups: Groups, *, test_fraction: float = 0.2, seed: int 
     wanted = max(1, round(test_fraction * n))
     if n - wanted < 2:
         raise UserError(
-            f"{n} pairs: a study needs at least 3 (1 to test, 1 to train, 1 to validate). Add masks"
+            f"{n} pairs, {wanted} of them to test: {2 - n + wanted} too few, for 1 to train and 1 "
+            "to validate must be left. Add pairs"
         )
     together = {row: tuple(group) for group in groups for row in group}
     test: set[int] = set()
@@ -70,8 +71,9 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
 
     Every tenth row, from the first on, validates; but a copy of an earlier picture goes to that
     picture's side. So no picture is on both, and the training sets of larger budgets hold those of
-    smaller ones. Raises UserError for a budget that is no number above 0 or a fraction above 1,
-    and where fewer than 2 different pictures are left.
+    smaller ones. A budget is rounded, at least 2 and at least 2 different pictures, at most all of
+    the order. Raises UserError for one that is no number above 0 or a fraction above 1, and where
+    there are no 2 different pictures.
     """
     wrong = isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0
     if wrong or (isinstance(budget, float) and budget > 1):
@@ -79,20 +81,29 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
             f"budget {budget}: expected a fraction up to 1 (0.2) or a number of masks (8)"
         )
     if len(ordered) < 2:
-        raise UserError(f"{len(ordered)} pairs to train on: at least 2 are needed. Add masks")
+        raise UserError(
+            f"{len(ordered)} pairs to train on; at least 2 are needed. "
+            f"Add {2 - len(ordered)} with their masks"
+        )
     wanted = budget if isinstance(budget, int) else round(budget * n_all)
     n = min(max(2, wanted), len(ordered))
     group_of = {row: i for i, group in enumerate(groups) for row in group}
     side: dict[int, bool] = {}
-    train, val = [], []
-    for place, row in enumerate(ordered[:n]):
+    train: list[int] = []
+    val: list[int] = []
+    for place, row in enumerate(ordered):
+        if place >= n and train:
+            break
         validates = place % 10 == 0
         if row in group_of:
             validates = side.setdefault(group_of[row], validates)
         (val if validates else train).append(row)
     if not train:
-        raise UserError(f"budget {budget}: its pairs all show one picture. Take more masks")
-    return Budget(tuple(train), tuple(val), n == len(ordered))
+        raise UserError(
+            f"budget {budget}: all {len(ordered)} pairs show one picture; at least 2 different "
+            "ones are needed. Add masks"
+        )
+    return Budget(tuple(train), tuple(val), len(train) + len(val) == len(ordered))
 
 
 def split_json(

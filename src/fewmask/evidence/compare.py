@@ -51,7 +51,7 @@ def parse_budget(value: str | float) -> int | float:
         number = math.nan
     if 0 < number <= 1:
         return number
-    if number.is_integer():
+    if number > 1 and number.is_integer():
         return int(number)
     raise UserError(f"budget {value!r} is neither a share in 0..1 nor a whole number of masks")
 

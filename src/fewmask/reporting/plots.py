@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fewmask.evidence.compare import Difference, paired_differences
-from fewmask.report.folder import Budget, StudyFolder, budget_label
-from fewmask.report.theme import (
+from fewmask.reporting.folder import Budget, StudyFolder, budget_label
+from fewmask.reporting.theme import (
     WIDTH,
     Picture,
     Theme,

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from fewmask.evidence.compare import parse_budget
 from fewmask.files import write_text_atomic
-from fewmask.report.folder import Budget, StudyFolder, read_study
+from fewmask.reporting.folder import Budget, StudyFolder, read_study
 from fewmask.settings import RECIPES
 
 SCORES = {
@@ -119,7 +119,8 @@ def loss_name(study: StudyFolder) -> str:
 
 
 def mean_and_sd(values: list[float]) -> str:
-    """
+    """Mean and sample standard deviation, the latter from two values on.
+
     >>> mean_and_sd([0.5]), mean_and_sd([0.4, 0.6]), mean_and_sd([])
     ('0.500', '0.500 ± 0.141', '-')
     """

@@ -171,12 +171,12 @@ def plan_of(
     }  # fmt: skip
 
 
-@pytest.fixture(name="make_study")
+@pytest.fixture(name="make_study", scope="session")
 def make_study_fixture() -> Callable[..., Path]:
     return make_study
 
 
 if __name__ == "__main__":
-    from fewmask.report.page import write_report
+    from fewmask.reporting.page import write_report
 
     print(write_report(make_study(Path(sys.argv[1]))))

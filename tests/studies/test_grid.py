@@ -8,7 +8,7 @@ import pytest
 
 from fewmask.pretext.simclr import SimCLR
 from fewmask.settings import StudySettings
-from fewmask.study.grid import Plan, load_plan, plan_names
+from fewmask.studies.grid import Plan, load_plan, plan_names
 from fewmask.types import UserError
 
 OWN = """

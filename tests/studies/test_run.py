@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fewmask
-from fewmask.study.run import COLUMNS
+from fewmask.studies.run import COLUMNS
 from fewmask.types import UserError
 
 PLAN = """

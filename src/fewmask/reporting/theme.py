@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from fewmask.files import write_bytes_atomic
-from fewmask.report.folder import StudyFolder
+from fewmask.reporting.folder import StudyFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,8 @@ def signed(difference: float, digits: int = 1) -> str:
 
 
 def upper_first(text: str) -> str:
-    """
+    """For the start of a label; the rest keeps its capitals.
+
     >>> upper_first("mean IoU")
     'Mean IoU'
     """

@@ -10,11 +10,11 @@ from typing import Any
 
 from fewmask.evidence.compare import paired_differences
 from fewmask.files import write_text_atomic
-from fewmask.report import panels, plots
-from fewmask.report.findings import difference_rows, findings
-from fewmask.report.folder import StudyFolder, budget_label, read_study
-from fewmask.report.table import loss_name, note, study_rows, write_study_table
-from fewmask.report.theme import Picture
+from fewmask.reporting import panels, plots
+from fewmask.reporting.findings import difference_rows, findings
+from fewmask.reporting.folder import StudyFolder, budget_label, read_study
+from fewmask.reporting.table import loss_name, note, study_rows, write_study_table
+from fewmask.reporting.theme import Picture
 
 MOST_WARNINGS = 20
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fewmask.evidence.compare import Difference, paired_differences
-from fewmask.report.folder import StudyFolder, budget_label
-from fewmask.report.theme import signed
+from fewmask.reporting.folder import StudyFolder, budget_label
+from fewmask.reporting.theme import signed
 
 IMAGENET = "imagenet"
 
@@ -68,7 +68,8 @@ def trust_sentence(study: StudyFolder, found: list[Difference]) -> str:
 
 
 def too_few(repeats: int) -> str:
-    """
+    """What is said in place of an interval.
+
     >>> too_few(1), too_few(2)
     ('1 repeat: too few to tell', '2 repeats: too few to tell')
     """

@@ -87,7 +87,8 @@ def read_study(path: Path) -> StudyFolder:
 
 
 def budget_label(budget: Budget) -> str:
-    """
+    """A budget in words.
+
     >>> budget_label(0.2), budget_label(8)
     ('20 %', '8 masks')
     """

@@ -12,8 +12,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fewmask.evidence.compare import read_score
-from fewmask.report.folder import Budget, StudyFolder, budget_label
-from fewmask.report.theme import LIGHT, Picture, Theme, shorten, write_picture
+from fewmask.reporting.folder import Budget, StudyFolder, budget_label
+from fewmask.reporting.theme import LIGHT, Picture, Theme, shorten, write_picture
 from fewmask.types import IGNORED
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from fewmask.evaluation import per_image_csv, score_pairs
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import DEFINITIONS, aggregate
 from fewmask.progress import progress
-from fewmask.report.page import write_report
+from fewmask.reporting.page import write_report
 from fewmask.runs import config_of, key_of, versions, write_result
 from fewmask.segmentation import Geometry
 from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
-from fewmask.study.grid import Arm, Cell, Plan, load_plan
+from fewmask.studies.grid import Arm, Cell, Plan, load_plan
 from fewmask.training import make_fabric
 from fewmask.types import IGNORED, StudyResult, UserError
 from fewmask.workflows import Prepared

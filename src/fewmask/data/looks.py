@@ -1,0 +1,135 @@
+"""Looking at files once: each decoded whole, and what was seen remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewmask.data.cache import cache_root, in_order, stamps
+from fewmask.data.duplicates import thumbnail
+from fewmask.data.images import Pixels, Undecodable, format_of
+from fewmask.data.sources import ImageItem, Pair, PairSet
+from fewmask.files import write_json_atomic
+from fewmask.types import UserError
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One pair, decoded: what the check needs to know of it."""
+
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    hash: str = ""
+    thumb: str = ""
+    values: tuple[tuple[int, int], ...] = ()
+    """(value in the mask file, number of pixels)."""
+
+
+def look_at(pairs: PairSet, progress: Report | None = None) -> list[Seen]:
+    """Every pair decoded; remembered in the cache folder while the files stay as they are."""
+    items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
+    path = cache_root() / "checks" / f"{stamps(items, 'check')}.json"
+    remembered = _remembered(path, len(pairs.items))
+    if remembered is not None:
+        return remembered
+    seen = []
+    for one in in_order(_look, pairs.items):
+        seen.append(one)
+        if progress:
+            progress(len(seen), len(pairs.items))
+    with contextlib.suppress(OSError, UserError):  # what cannot be remembered is looked at again
+        write_json_atomic(path, [vars(one) for one in seen])
+    return seen
+
+
+def _remembered(path: Path, n: int) -> list[Seen] | None:
+    """What an earlier check has seen; None where there is nothing, or nothing readable."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        seen = [Seen(**{k: _tuples(v) for k, v in row.items()}) for row in rows]
+        readable = len(seen) == n and thumbnails(seen).shape == (n, 256)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return seen if readable else None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _look(pair: Pair) -> Seen:
+    faults: list[str] = []
+    warnings: list[str] = []
+    pixels: Pixels | None = None
+    values: Pixels | None = None
+    try:
+        pixels = pair.image.pixels()
+        warnings += odd_ending(pair.image)
+    except Undecodable as problem:
+        faults.append(cannot(problem))
+    try:
+        values = pair.mask.values()
+    except Undecodable as problem:
+        faults.append(cannot(problem))
+    if pixels is not None and values is not None and pixels.shape[:2] != values.shape:
+        faults.append(
+            f"{pair.mask.where}: {values.shape[1]} x {values.shape[0]} pixels, its image "
+            f"{pixels.shape[1]} x {pixels.shape[0]}. Save the mask at its image's size"
+        )
+    counts = [] if values is None else np.bincount(values.ravel(), minlength=256).tolist()
+    return Seen(
+        faults=tuple(faults),
+        warnings=tuple(warnings),
+        hash="" if pixels is None else pixel_hash(pixels),
+        thumb=_packed(np.zeros(256, np.float32) if pixels is None else thumbnail(pixels)),
+        values=tuple((value, n) for value, n in enumerate(counts) if n),
+    )
+
+
+def cannot(problem: Undecodable) -> str:
+    """The fault of a file that cannot be read."""
+    return f"{problem.where}: cannot be decoded ({problem.reason}). Replace or remove it"
+
+
+def pixel_hash(pixels: Pixels) -> str:
+    """A name for an image's size and pixels."""
+    digest = blake2b(str(pixels.shape).encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _packed(thumb: NDArray[np.float32]) -> str:
+    return b64encode(thumb.astype("<f4").tobytes()).decode()
+
+
+def thumbnails(seen: Sequence[Seen]) -> NDArray[np.float32]:
+    """float32 [N,256]."""
+    rows = [np.frombuffer(b64decode(one.thumb), "<f4") for one in seen]
+    return np.stack(rows).astype(np.float32) if rows else np.empty((0, 256), np.float32)
+
+
+FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG",
+    ".gif": "GIF", ".bmp": "BMP", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+
+
+def odd_ending(item: ImageItem) -> list[str]:
+    """A warning where a file is another format than its name says."""
+    named = FORMATS.get(os.path.splitext(item.name)[1].lower())
+    found = format_of(item.read()) if named else None
+    if found in (None, named, "MPO"):  # MPO is a JPEG of several pictures
+        return []
+    return [f"{item.where}: a {found} by its content, read as such. Rename it if that matters"]

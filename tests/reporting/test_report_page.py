@@ -1,0 +1,166 @@
+"""The page: one file without network, honest in its sentences, safe with any name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fewmask.reporting.findings import findings
+from fewmask.reporting.folder import read_study
+from fewmask.reporting.page import write_report
+
+FIGURES = ["differences.png", "iou_vs_budget.png", "panels_arms.png", "panels_budgets.png"]
+VOID = {"meta", "img", "source", "br", "link", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, and the places where tags do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(page: Path) -> tuple[str, Checker]:
+    text, checker = page.read_text(encoding="utf-8"), Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return text, checker
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, make_study: Callable[..., Path]) -> Path:
+    return write_report(make_study(tmp_path_factory.mktemp("study")))
+
+
+def test_everything_is_written_and_nothing_half(page: Path) -> None:
+    study = page.parent
+    assert page.name == "report.html"
+    assert sorted(p.name for p in (study / "figures").iterdir()) == FIGURES
+    assert (study / "table.md").is_file()
+    assert [*study.rglob(".*")] == []
+
+
+def test_page_asks_the_network_for_nothing(page: Path) -> None:
+    text, checker = read(page)
+    tags = [tag for tag, _ in checker.tags]
+    assert not {"script", "link", "iframe", "object", "form"} & set(tags)
+    for tag, attributes in checker.tags:
+        for name in ("src", "srcset", "href"):
+            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png")
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.search(r"https?://|@import|url\(", text)
+    policy = next(a["content"] for t, a in checker.tags if t == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+
+
+def test_pictures_have_words_and_a_dark_twin(page: Path) -> None:
+    _, checker = read(page)
+    images = [attributes for tag, attributes in checker.tags if tag == "img"]
+    assert len(images) == len(FIGURES)
+    assert all(image["alt"] for image in images)
+    dark = [a["srcset"] for t, a in checker.tags if t == "source"]
+    assert len(dark) == len(set(dark) - {image["src"] for image in images}) == len(FIGURES)
+
+
+def test_sections_come_in_the_order_of_their_weight(page: Path) -> None:
+    text, _ = read(page)
+    headings = re.findall(r'<h2 id="(\w+)"', text)
+    assert headings == ["says", "compared", "table", "curve", "differences", "panels", "warnings",
+                        "definitions", "again"]  # fmt: skip
+    assert len(re.findall("<h1", text)) == 1
+    assert "fewmask study quick --pairs" in text
+    assert "2.15.0" in text
+    assert "Abyssinian_34.jpg is a GIF" in text
+
+
+def test_repeats_that_share_their_labels_are_named(page: Path) -> None:
+    text, _ = read(page)
+    assert "At 80\N{NO-BREAK SPACE}% the budget takes the whole of the rest" in text
+
+
+def test_imagenet_comes_first(page: Path) -> None:
+    said = findings(read_study(page.parent))
+    assert said[0].startswith("Against ImageNet weights, own pre-training")
+    assert "9 comparisons" in said[0]  # 3 own arms x 3 budgets; scratch is no pre-training
+    assert said[1].startswith("Against the baseline, scratch")
+
+
+def test_reports_are_the_same_bytes_again(page: Path) -> None:
+    before = page.read_bytes()
+    write_report(page.parent)
+    assert page.read_bytes() == before
+
+
+def test_names_from_data_are_text(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    out = make_study(
+        tmp_path, ("scratch", bad), (8,), 1, ("background", bad), title=bad, about=bad,
+        warnings=[bad], command=f"fewmask study {bad}", definitions={bad: bad},
+        versions={bad: bad},
+    )  # fmt: skip
+    text, checker = read(write_report(out))
+    assert "script" not in [tag for tag, _ in checker.tags]
+    assert text.count("&lt;script&gt;") > 8
+
+
+def test_no_cell_is_done(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    text, checker = read(write_report(make_study(tmp_path, done=0, panels=False)))
+    assert "No cell is done yet" in text
+    assert "img" not in [tag for tag, _ in checker.tags]
+
+
+def test_only_the_plan_is_there(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"name": "quick"}')
+    text, _ = read(write_report(tmp_path))
+    assert "No cell is done yet" in text
+
+
+def test_one_arm_one_repeat_no_panels(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    text, checker = read(write_report(make_study(tmp_path, ("scratch",), (8,), 1, panels=False)))
+    assert [tag for tag, _ in checker.tags].count("img") == 1
+    assert 'id="differences"' not in text
+
+
+@pytest.mark.parametrize(("repeats", "words"), [(1, "1 repeat"), (2, "2 repeats")])
+def test_few_repeats_are_too_few_to_tell(
+    make_study: Callable[..., Path], tmp_path: Path, repeats: int, words: str
+) -> None:
+    study = make_study(tmp_path, ("scratch", "a"), (0.2, 0.5), repeats, panels=False)
+    said = findings(read_study(study))
+    assert said[-1] == f"{words}: too few to tell: these differences may be chance."
+
+
+def test_sentences_count_what_the_rows_hold(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = make_study(tmp_path, ("scratch", "a"), (0.2, 0.5), 3, panels=False, whole_budgets=[])
+    scores = {"scratch": (0.70, 0.71, 0.72), "a": (0.75, 0.77, 0.76)}
+    lines = (out / "results.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
+    for row in rows:
+        gain = -0.05 if row["arm"] == "a" and row["budget"] == "0.5" else 0.0
+        row["iou"] = str(scores[row["arm"]][int(row["repeat"])] + gain)
+    text = [",".join(row.values()) for row in rows]
+    (out / "results.csv").write_text("\n".join([lines[0], *text]) + "\n")
+    said = findings(read_study(out))
+    assert said[0] == (
+        "Against the baseline, scratch, a scored higher in the mean in 1 of 2 comparisons: from "
+        "0.0 points (a at 50 %) to +5.0 points (a at 20 %) in IoU, 3 paired repeats each."
+    )
+    assert "leaves out zero in 1 of 2 comparisons" in said[1]
