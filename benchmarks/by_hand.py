@@ -28,10 +28,10 @@ from torchvision.transforms import v2
 from fewmask.data.check import check_pairs
 from fewmask.data.images import resize_image, resize_mask
 from fewmask.data.sources import MaskOptions, PairSet, open_pairs
+from fewmask.devices import computes_bf16
 from fewmask.evaluation import score_pairs
 from fewmask.metrics import aggregate
 from fewmask.segmentation import Geometry, Segmenter
-from fewmask.training import computes_bf16
 
 SIZE, STEPS, BATCH = 96, 420, 16
 
@@ -46,7 +46,9 @@ def by_hand(images: torch.Tensor, masks: torch.Tensor, weights: str, seed: int) 
         [
             v2.RandomHorizontalFlip(),
             v2.RandomAffine(
-                0, translate=(0.1, 0.1), scale=(0.6, 1.2),
+                0,
+                translate=(0.1, 0.1),
+                scale=(0.6, 1.2),
                 interpolation=v2.InterpolationMode.BILINEAR,
                 fill={tv_tensors.Image: [124, 116, 104], tv_tensors.Mask: 255},
             ),
@@ -54,7 +56,7 @@ def by_hand(images: torch.Tensor, masks: torch.Tensor, weights: str, seed: int) 
             v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: None}, scale=True),
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
-    )  # fmt: skip
+    )
     heads = [*model.decoder.parameters(), *model.segmentation_head.parameters()]
     groups = [{"params": model.encoder.parameters()}, {"params": heads}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
@@ -94,17 +96,29 @@ def one_repeat(study: Path, pairs: PairSet, cell: dict, weights: str, seed: int)
     began = time.monotonic()
     model = by_hand(
         torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
-        torch.from_numpy(np.stack(masks)), weights, seed,
-    )  # fmt: skip
+        torch.from_numpy(np.stack(masks)),
+        weights,
+        seed,
+    )
     seconds = time.monotonic() - began
     segmenter = Segmenter("densenet121", "unet", labels)
     segmenter.network.load_state_dict(model.state_dict())
     tested = json.loads((study / "splits.json").read_text())["test"]
-    found = score_pairs(segmenter, Geometry(SIZE, "square"), [by_name[n] for n in tested], labels,
-                        torch.device("cpu"))  # fmt: skip
+    found = score_pairs(
+        segmenter,
+        Geometry(SIZE, "square"),
+        [by_name[n] for n in tested],
+        labels,
+        torch.device("cpu"),
+    )
     dataset, _, _ = aggregate(found, labels.names)
-    return {"repeat": cell["repeat"], "n_train": len(train), "seconds": seconds,
-            "by_hand": dataset, "fewmask": {k: cell.get(k) for k in dataset}}  # fmt: skip
+    return {
+        "repeat": cell["repeat"],
+        "n_train": len(train),
+        "seconds": seconds,
+        "by_hand": dataset,
+        "fewmask": {k: cell.get(k) for k in dataset},
+    }
 
 
 def compare(out: Path) -> dict:
@@ -113,9 +127,11 @@ def compare(out: Path) -> dict:
     ours = np.array([run["fewmask"]["iou"] for run in runs])
     theirs = np.array([run["by_hand"]["iou"] for run in runs])
     table = {
-        "repeats": len(runs), "fewmask_iou": ours.tolist(), "by_hand_iou": theirs.tolist(),
+        "repeats": len(runs),
+        "fewmask_iou": ours.tolist(),
+        "by_hand_iou": theirs.tolist(),
         "difference_mean": float((ours - theirs).mean()),
-    }  # fmt: skip
+    }
     if len(runs) > 2:
         interval = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
         table["difference_95"] = [float(interval.low), float(interval.high)]

@@ -19,7 +19,9 @@ Run = subprocess.CompletedProcess[str]
 
 def fewmask(*arguments: str | Path, cwd: Path | None = None) -> Run:
     command = [sys.executable, "-m", "fewmask", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False
+    )
 
 
 def is_mistake(run: Run, *words: str) -> None:
@@ -44,7 +46,9 @@ def test_help_is_instant() -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # Imports, not seconds: a machine under load may be slow, but torch must not be there.
     code = "import fewmask.cli, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert loaded.stdout.split() == ["False", "False"]
     assert spent < 5
 
@@ -105,8 +109,14 @@ def break_truncated(pairs: Path) -> list[str]:
     return ["pair_03.jpg"]
 
 
-FAULTS = [break_missing_mask, break_surplus_mask, break_size, break_values, break_text,
-          break_truncated]  # fmt: skip
+FAULTS = [
+    break_missing_mask,
+    break_surplus_mask,
+    break_size,
+    break_values,
+    break_text,
+    break_truncated,
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -153,7 +163,13 @@ def test_the_whole_way(pairs: Path, tmp_path: Path) -> None:
     assert fewmask("check", "--pairs", pairs, "--images", images).returncode == 0
     first = fewmask("pretrain", "--images", images, *SMALL, "--out", run)
     assert first.returncode == 0, first.stderr
-    for name in ("encoder.safetensors", "config.toml", "metrics.jsonl", "curves.png", "result.json"):
+    for name in (
+        "encoder.safetensors",
+        "config.toml",
+        "metrics.jsonl",
+        "curves.png",
+        "result.json",
+    ):
         assert (run / name).stat().st_size > 0
     again = fewmask("pretrain", "--images", images, *SMALL, "--out", run)
     assert again.stdout == first.stdout
@@ -164,9 +180,24 @@ def test_the_whole_way(pairs: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json", "config.toml", "metrics.jsonl", "curves.png"):
         assert (tuned / name).stat().st_size > 0
 
-    is_mistake(fewmask("finetune", "--pairs", pairs, "--init", run, *SMALL, "--encoder", "resnet34",
-                       "--out", tmp_path / "no"), "resnet34")  # fmt: skip
-    is_mistake(fewmask("finetune", "--pairs", pairs, *SMALL, "--out", tuned), "another run's folder")
+    is_mistake(
+        fewmask(
+            "finetune",
+            "--pairs",
+            pairs,
+            "--init",
+            run,
+            *SMALL,
+            "--encoder",
+            "resnet34",
+            "--out",
+            tmp_path / "no",
+        ),
+        "resnet34",
+    )
+    is_mistake(
+        fewmask("finetune", "--pairs", pairs, *SMALL, "--out", tuned), "another run's folder"
+    )
 
     scored = fewmask("evaluate", tuned, "--pairs", pairs, "--out", tmp_path / "scores")
     assert scored.returncode == 0, scored.stderr

@@ -14,8 +14,22 @@ from fewmask.types import UserError
 
 
 def test_flags_reach_settings_and_component() -> None:
-    settings = parse("pretrain", ["--images", "a", "--out", "b", "--temperature", "0.1",
-                                  "--hidden", "512,256", "--crop-min", "0.08", "--steps=7"])  # fmt: skip
+    settings = parse(
+        "pretrain",
+        [
+            "--images",
+            "a",
+            "--out",
+            "b",
+            "--temperature",
+            "0.1",
+            "--hidden",
+            "512,256",
+            "--crop-min",
+            "0.08",
+            "--steps=7",
+        ],
+    )
     assert (settings.images, settings.steps) == ("a", 7)
     assert isinstance(settings.pretext, SimCLR)
     assert settings.pretext.temperature == 0.1
@@ -59,7 +73,11 @@ def test_a_configuration_written_by_a_run_is_read_back() -> None:
         ("finetune", ["--pairs", "a", "--out", "o", "--stpes", "3"], ["--stpes", "--steps"]),
         ("finetune", ["--pairs", "a", "--out", "o", "--steps", "x"], ["--steps x", "whole number"]),
         ("finetune", ["--pairs", "a", "--out", "o", "--recipe", "bst"], ["bst", "near: best"]),
-        ("finetune", ["--pairs", "a", "--out", "o", "--steps", "2", "--epochs", "2"], ["choose one"]),
+        (
+            "finetune",
+            ["--pairs", "a", "--out", "o", "--steps", "2", "--epochs", "2"],
+            ["choose one"],
+        ),
         ("finetune", ["--pairs", "a", "--out", "o", "--size", "-4"], ["--size -4"]),
         ("pretrain", ["--images", "a", "--out", "o", "--pretext", "simcl"], ["simcl", "simclr"]),
         ("pretrain", ["--images", "a", "--out", "o", "--config", "none.toml"], ["none.toml"]),

@@ -51,10 +51,11 @@ def test_nt_xent_of_parts_is_that_of_the_whole_with_its_gradient() -> None:
     whole = nt_xent(first, second, 0.2)
     expected = torch.autograd.grad(whole, (first, second))
     parts = [
-        nt_xent(first[part], second[part], 0.2, start=part.start,
-                all_first=first, all_second=second)
+        nt_xent(
+            first[part], second[part], 0.2, start=part.start, all_first=first, all_second=second
+        )
         for part in (slice(0, 3), slice(3, 6), slice(6, 9))
-    ]  # fmt: skip
+    ]
     mean = torch.stack(parts).mean()
     assert mean.item() == pytest.approx(whole.item(), abs=1e-12)
     for found, wanted in zip(torch.autograd.grad(mean, (first, second)), expected, strict=True):

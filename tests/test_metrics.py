@@ -82,9 +82,13 @@ def test_class_ious_are_torchmetrics(n_classes: int) -> None:
     predicted = np.where(rng.random(labels.shape) < 0.6, labels, 0).astype(np.uint8)
     labels[:5] = IGNORED
     wanted = jaccard_index(
-        torch.from_numpy(predicted).long(), torch.from_numpy(labels).long(), "multiclass",
-        num_classes=n_classes, ignore_index=IGNORED, average="none",
-    )  # fmt: skip
+        torch.from_numpy(predicted).long(),
+        torch.from_numpy(labels).long(),
+        "multiclass",
+        num_classes=n_classes,
+        ignore_index=IGNORED,
+        average="none",
+    )
     names = [f"class {k}" for k in range(n_classes)]
     found = per_class(confusion(labels, predicted, n_classes), names)
     assert list(found) == names
@@ -115,8 +119,12 @@ def test_an_undefined_score_is_none_not_one_or_zero() -> None:
     assert set(scores(empty).values()) == {None}
     nothing_there = np.array([[9, 0], [0, 0]])
     assert scores(nothing_there) == {
-        "iou": None, "f1": None, "recall": None, "precision": None, "accuracy": 1.0
-    }  # fmt: skip
+        "iou": None,
+        "f1": None,
+        "recall": None,
+        "precision": None,
+        "accuracy": 1.0,
+    }
     all_missed, invented = np.array([[5, 0], [4, 0]]), np.array([[5, 4], [0, 0]])
     assert (scores(all_missed)["iou"], scores(all_missed)["precision"]) == (0, None)
     assert (scores(invented)["iou"], scores(invented)["recall"]) == (0, None)
@@ -152,8 +160,10 @@ def test_data_set_scores_are_ratios_of_sums_and_image_means_are_means() -> None:
 
 def test_a_second_reading_is_scored_beside_the_first() -> None:
     foreground = np.array([[50, 0], [0, 50]])
-    found = [image("a", [[50, 10], [0, 40]], 0.1, foreground), image("b", [[9, 0], [1, 1]], 0.1,
-             np.array([[6, 2], [2, 1]]))]  # fmt: skip
+    found = [
+        image("a", [[50, 10], [0, 40]], 0.1, foreground),
+        image("b", [[9, 0], [1, 1]], 0.1, np.array([[6, 2], [2, 1]])),
+    ]
     dataset, mean, _ = aggregate(found, ("ground", "pet"))
     assert dataset["iou_border_foreground"] == pytest.approx(51 / 55)
     assert mean["iou_border_foreground"] == pytest.approx((1 + 0.2) / 2)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from fewmask import training
 from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
-from fewmask.training import Check, Optimisation, Run, fit, make_fabric
+from fewmask.devices import make_fabric
+from fewmask.optimisation import Optimisation
+from fewmask.training import Check, Run, fit
 from fewmask.types import Batch, UserError
 
 ADAMW = Optimisation("adamw", 1e-2, 1e-2, "cosine", 0.1)
@@ -76,7 +78,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
     train(tmp_path / "cut", resumed, keep=keep, check=check)
 
     assert torch.equal(weights(whole), weights(resumed))
-    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    logs = [
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")
+    ]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1]
     assert not (tmp_path / "cut" / "state.pt").exists()
@@ -137,10 +141,8 @@ def test_a_pass_holds_every_row_once_and_ranks_share_a_batch() -> None:
     assert whole.steps_per_epoch == 3
     rows = np.concatenate([whole.global_rows(step) for step in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10))
-    halves = [
-        Stream(whole.cache, range(10), 4, 3, rank, 2).at(7).rows.tolist() for rank in (0, 1)
-    ]
-    assert sum(halves, []) == whole.at(7).rows.tolist()
+    halves = [Stream(whole.cache, range(10), 4, 3, rank, 2).at(7).rows.tolist() for rank in (0, 1)]
+    assert [*halves[0], *halves[1]] == whole.at(7).rows.tolist()
 
 
 def test_without_the_rest_of_a_pass_no_batch_holds_a_picture_twice() -> None:

@@ -132,7 +132,10 @@ def demo(settings: DemoSettings) -> StudyResult:
     data = str(out / "data")
     return run_study(
         StudySettings(
-            plan="demo", out=settings.out, pairs=data, images=f"{data}/unlabelled",
+            plan="demo",
+            out=settings.out,
+            pairs=data,
+            images=f"{data}/unlabelled",
             seed=settings.seed,
         )
-    )  # fmt: skip
+    )

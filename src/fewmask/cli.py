@@ -56,6 +56,7 @@ def error_text(mistake: UserError) -> str:
 
 
 def dispatch(arguments: list[str]) -> int:
+    """Run the command that the arguments name; its exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -64,13 +65,15 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        raise UserError(f"unknown command {command}{near(command, list(COMMANDS))}. "
-                        "See fewmask --help")  # fmt: skip
+        raise UserError(
+            f"unknown command {command}{near(command, list(COMMANDS))}. See fewmask --help"
+        )
     settings = parse(command, rest)
     return RUN[command](settings)
 
 
 def overview() -> str:
+    """The text of `fewmask --help`: every command with a line."""
     lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
@@ -93,8 +96,13 @@ def parse(command: str, argv: list[str]) -> Any:
     cls = getattr(settings, f"{command.capitalize()}Settings")
     components = _components(command, argv)
     positional = POSITIONAL.get(command, ())
-    parser = build_parser(f"fewmask {command}", cls, *components, positional=positional,
-                          repeated=REPEATED.get(command, ()))  # fmt: skip
+    parser = build_parser(
+        f"fewmask {command}",
+        cls,
+        *components,
+        positional=positional,
+        repeated=REPEATED.get(command, ()),
+    )
     values = given(parser, argv, cls, *components)
     for kind in components:
         values["pretext"] = construct(kind, values)
@@ -103,9 +111,13 @@ def parse(command: str, argv: list[str]) -> Any:
     except UserError as mistake:
         missing = {f"{flag_name(name)} is missing": name for name in positional}
         raise UserError(
-            *(f"{missing[f].upper()} is missing. See fewmask {command} --help" if f in missing
-              else f for f in mistake.faults)
-        ) from None  # fmt: skip
+            *(
+                f"{missing[f].upper()} is missing. See fewmask {command} --help"
+                if f in missing
+                else f
+                for f in mistake.faults
+            )
+        ) from None
 
 
 def _components(command: str, argv: list[str]) -> tuple[type, ...]:
@@ -121,8 +133,10 @@ def _components(command: str, argv: list[str]) -> tuple[type, ...]:
         chosen = read_toml(config).get("pretext")
     name = chosen or "simclr"
     if name not in PRETEXTS:
-        raise UserError(f"--pretext {name}: unknown pretext task{near(str(name), list(PRETEXTS))}; "
-                        f"known: {', '.join(PRETEXTS)}")  # fmt: skip
+        raise UserError(
+            f"--pretext {name}: unknown pretext task{near(str(name), list(PRETEXTS))}; "
+            f"known: {', '.join(PRETEXTS)}"
+        )
     return (PRETEXTS[name],)
 
 
@@ -138,10 +152,12 @@ def _said(argv: list[str], flag: str) -> str | None:
 
 
 def number(value: float | None) -> str:
+    """A score with four decimals, or that it is not defined."""
     return "not defined" if value is None else f"{value:.4f}"
 
 
 def run_demo(settings: Any) -> int:
+    """The demo, then its table."""
     from fewmask import api
 
     result = api.demo(**vars(settings))
@@ -149,6 +165,7 @@ def run_demo(settings: Any) -> int:
 
 
 def run_check(settings: Any) -> int:
+    """Notes and warnings on standard output; faults become the error."""
     from fewmask import api
 
     found = api.check(**vars(settings))
@@ -163,29 +180,36 @@ def run_check(settings: Any) -> int:
 
 
 def run_pretrain(settings: Any) -> int:
+    """Pre-train, then what came of it."""
     from fewmask import api
 
     result = api.pretrain(**vars(settings))
-    print(f"{result.pretext} on {result.images} images: {result.steps} steps in "
-          f"{result.seconds:.0f} s, loss {result.loss:.4g}; the encoder moved {result.moved:.3g} "
-          "from its start")  # fmt: skip
+    print(
+        f"{result.pretext} on {result.images} images: {result.steps} steps in "
+        f"{result.seconds:.0f} s, loss {result.loss:.4g}; the encoder moved {result.moved:.3g} "
+        "from its start"
+    )
     print(f"encoder: {result.out / 'encoder.safetensors'}")
     return 0
 
 
 def run_finetune(settings: Any) -> int:
+    """Fine-tune, then what came of it."""
     from fewmask import api
 
     result = api.finetune(**vars(settings))
     if result.transfer:
         print(f"started from {result.transfer.sentence()}")
-    print(f"{result.n_train} training and {result.n_val} validation pairs, {result.steps} steps in "
-          f"{result.seconds:.0f} s: validation IoU {number(result.val_iou)}")  # fmt: skip
+    print(
+        f"{result.n_train} training and {result.n_val} validation pairs, {result.steps} steps in "
+        f"{result.seconds:.0f} s: validation IoU {number(result.val_iou)}"
+    )
     print(f"model: {result.out / 'model.safetensors'}")
     return 0
 
 
 def run_evaluate(settings: Any) -> int:
+    """Evaluate, then the scores over the data set."""
     from fewmask import api
 
     result = api.evaluate(**vars(settings))
@@ -197,6 +221,7 @@ def run_evaluate(settings: Any) -> int:
 
 
 def run_predict(settings: Any) -> int:
+    """Predict, then where the masks lie."""
     from fewmask import api
 
     result = api.predict(**vars(settings))
@@ -205,6 +230,7 @@ def run_predict(settings: Any) -> int:
 
 
 def run_export(settings: Any) -> int:
+    """Export, then where the file lies."""
     from fewmask import api
 
     print(f"{settings.format}: {api.export(**vars(settings))}")
@@ -212,6 +238,7 @@ def run_export(settings: Any) -> int:
 
 
 def run_study(settings: Any) -> int:
+    """Run a study, then its table."""
     import shlex
 
     from fewmask.studies.run import run_study as run
@@ -220,12 +247,14 @@ def run_study(settings: Any) -> int:
 
 
 def print_study(result: Any) -> int:
+    """A study's table and the path of its page."""
     print((result.out / "table.md").read_text(encoding="utf-8"))
     print(f"page: {result.page}")
     return 0
 
 
 def run_report(settings: Any) -> int:
+    """A study's report again, then its table."""
     from fewmask import api
 
     page = api.report(**vars(settings))
@@ -235,7 +264,13 @@ def run_report(settings: Any) -> int:
 
 
 RUN: dict[str, Callable[[Any], int]] = {
-    "demo": run_demo, "check": run_check, "pretrain": run_pretrain, "finetune": run_finetune,
-    "evaluate": run_evaluate, "predict": run_predict, "export": run_export, "study": run_study,
+    "demo": run_demo,
+    "check": run_check,
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "export": run_export,
+    "study": run_study,
     "report": run_report,
-}  # fmt: skip
+}

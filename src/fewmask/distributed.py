@@ -28,6 +28,7 @@ class _Gather(torch.autograd.Function):
 
 
 def world_size() -> int:
+    """The number of processes that train together; 1 where there is no group of them."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

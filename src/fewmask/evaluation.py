@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.data.check import check_pairs
 from fewmask.data.sources import MaskOptions, Pair, open_pairs
+from fewmask.devices import pick_device
+from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.inference import Model, Pixels, load_run, logits_of, save_picture
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, scores
 from fewmask.progress import Report, progress, silent
 from fewmask.segmentation import Geometry, Segmenter, predicted
 from fewmask.settings import EvaluateSettings
-from fewmask.training import pick_device
 from fewmask.types import IGNORED, EvaluateResult, Labels, UserError
 
 Keep = Callable[[Pair, Pixels, NDArray[np.uint8], NDArray[np.uint8]], None]
@@ -122,7 +122,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if checked.labels.n_classes != own.n_classes:
         raise UserError(
             f"{settings.pairs}: its masks hold {checked.labels.n_classes} classes, {settings.run} "
-            f"knows {own.n_classes} ({', '.join(own.names)}). Pass --border or --mask-values to match"
+            f"knows {own.n_classes} ({', '.join(own.names)}). "
+            "Pass --border or --mask-values to match"
         )
     out = Path(settings.out)
 
@@ -130,17 +131,24 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         save_picture(out / "overlays" / f"{pair.name}.png", error_overlay(pixels, truth, mask))
 
     with progress("scoring") as report:
-        found = score_pairs(model.segmenter, model.geometry, pairs.items, checked.labels, device,
-                            keep, report)  # fmt: skip
+        found = score_pairs(
+            model.segmenter, model.geometry, pairs.items, checked.labels, device, keep, report
+        )
     trained = _trained_on(model.run)
     seen = [picture in trained for picture in checked.hashes]
     dataset, per_image, per_class = aggregate(found, own.names)
     result = EvaluateResult(out, len(found), sum(seen), dataset, per_image, per_class, DEFINITIONS)
     write_text_atomic(out / "per_image.csv", per_image_csv(found, seen))
-    table = {"dataset": dataset, "per_image_mean": per_image, "per_class": per_class,
-             "definitions": DEFINITIONS, "n": result.n,
-             "n_seen_in_training": result.n_seen_in_training,
-             "run": settings.run, "pairs": settings.pairs}  # fmt: skip
+    table = {
+        "dataset": dataset,
+        "per_image_mean": per_image,
+        "per_class": per_class,
+        "definitions": DEFINITIONS,
+        "n": result.n,
+        "n_seen_in_training": result.n_seen_in_training,
+        "run": settings.run,
+        "pairs": settings.pairs,
+    }
     write_json_atomic(out / "metrics.json", table)
     return result
 
@@ -157,8 +165,12 @@ def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
         names = trained["classes"]
         return MaskOptions(trained["border"], tuple(names) if names else None)
     border = settings.border or trained["border"]
-    return MaskOptions(border, settings.classes or model.segmenter.labels.names, settings.ignore,
-                       settings.mask_values)  # fmt: skip
+    return MaskOptions(
+        border,
+        settings.classes or model.segmenter.labels.names,
+        settings.ignore,
+        settings.mask_values,
+    )
 
 
 def _trained_on(run: Path) -> set[str]:
@@ -174,9 +186,7 @@ BORDER = 3
 """The border's value in Oxford-IIIT Pet's trimaps."""
 
 
-def per_image_csv(
-    all_scores: Sequence[ImageScores], seen: Sequence[bool] | None = None
-) -> str:
+def per_image_csv(all_scores: Sequence[ImageScores], seen: Sequence[bool] | None = None) -> str:
     """One line an image: name, scores, pixel counts (tp, fp, fn, tn for two classes), seen."""
     rows = []
     for i, image in enumerate(all_scores):

@@ -21,9 +21,9 @@ from torch import Tensor
 from fewmask import decoders
 from fewmask.augment import normalise, to_unit
 from fewmask.checkpoint import save_weights
-from fewmask.files import write_json_atomic
 from fewmask.data.images import resize_image
 from fewmask.data.sources import MaskOptions, open_pairs
+from fewmask.files import write_json_atomic
 from fewmask.inference import Model, load_run
 from fewmask.settings import ExportSettings
 from fewmask.types import UserError
@@ -123,7 +123,7 @@ def _write_torch(model: Model, path: Path, inputs: Tensor) -> Reader:
         torch.export.save(_exported(model, inputs), file)
     with path.open("rb") as file:
         opened = torch.export.load(file).module()
-    return lambda images: opened(images)
+    return opened
 
 
 def _write_onnx(model: Model, path: Path, inputs: Tensor) -> Reader:
@@ -131,10 +131,16 @@ def _write_onnx(model: Model, path: Path, inputs: Tensor) -> Reader:
     runtime = _needs("onnxruntime")
     batch = torch.export.Dim("batch", min=1, max=4096)
     torch.onnx.export(
-        model.segmenter, (inputs,), str(path), dynamo=True, external_data=False,
-        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},),
+        model.segmenter,
+        (inputs,),
+        str(path),
+        dynamo=True,
+        external_data=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
         verbose=False,
-    )  # fmt: skip
+    )
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -41,9 +42,13 @@ def flag_name(field_name: str) -> str:
 def options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
     """(field, type, help) of a dataclass's fields; those of nested dataclasses flattened."""
     hints = get_type_hints(cls, localns={"Pretext": str})
-    texts = {p.arg_name: p.description or "" for c in reversed(cls.__mro__) if is_dataclass(c)
-             for p in docstring_parser.parse_from_object(c).params}
-    own = cls.__dict__.get("__annotations__", {})
+    texts = {
+        p.arg_name: p.description or ""
+        for c in reversed(cls.__mro__)
+        if is_dataclass(c)
+        for p in docstring_parser.parse_from_object(c).params
+    }
+    own = inspect.get_annotations(cls)
     for field in sorted(fields(cls), key=lambda f: f.name not in own):
         if is_dataclass(hints[field.name]):
             yield from options(hints[field.name])
@@ -67,7 +72,9 @@ def convert(text: str, kind: Any, flag: str) -> Any:
     if get_origin(kind) is Literal:
         choices = [str(c) for c in get_args(kind)]
         if text not in choices:
-            raise UserError(f"{flag} {text}: expected one of {', '.join(choices)}{near(text, choices)}")
+            raise UserError(
+                f"{flag} {text}: expected one of {', '.join(choices)}{near(text, choices)}"
+            )
         return text
     if get_origin(kind) is tuple:
         parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -83,8 +90,13 @@ def convert(text: str, kind: Any, flag: str) -> Any:
         raise UserError(f"{flag} {text}: expected {words.get(kind, kind.__name__)}") from None
 
 
-def build_parser(prog: str, cls: type, *components: type, positional: Sequence[str] = (),
-                 repeated: Sequence[str] = ()) -> Parser:
+def build_parser(
+    prog: str,
+    cls: type,
+    *components: type,
+    positional: Sequence[str] = (),
+    repeated: Sequence[str] = (),
+) -> Parser:
     """A parser of the flags of a command's settings and of its chosen components."""
     parser = Parser(prog=prog, description=(cls.__doc__ or "").split("\n")[0], allow_abbrev=False)
     for owner in (cls, *components):
@@ -92,13 +104,18 @@ def build_parser(prog: str, cls: type, *components: type, positional: Sequence[s
         group = parser.add_argument_group(title) if title else parser
         for field, kind, text in options(owner):
             _add(group, field, kind, text, field.name in positional, field.name in repeated)
-    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
-                        help="a TOML file of these settings; flags go before it")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a TOML file of these settings; flags go before it",
+    )
     return parser
 
 
-def _add(group: Any, field: Field[Any], kind: Any, text: str, positional: bool,
-         repeated: bool) -> None:
+def _add(
+    group: Any, field: Field[Any], kind: Any, text: str, positional: bool, repeated: bool
+) -> None:
     default = _default(field)
     if default not in (MISSING, None, ()) and not positional:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -106,16 +123,29 @@ def _add(group: Any, field: Field[Any], kind: Any, text: str, positional: bool,
     text = text.replace("%", "%%")
     if positional:
         many = get_origin(kind) is tuple
-        group.add_argument(field.name, nargs="*" if many else "?", default=argparse.SUPPRESS,
-                           help=text, metavar=field.name.upper())
+        group.add_argument(
+            field.name,
+            nargs="*" if many else "?",
+            default=argparse.SUPPRESS,
+            help=text,
+            metavar=field.name.upper(),
+        )
     elif kind is bool:
-        group.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction,
-                           default=argparse.SUPPRESS, help=text)
+        group.add_argument(
+            flag_name(field.name),
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=text,
+        )
     else:
         choices = "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else None
-        group.add_argument(flag_name(field.name), default=argparse.SUPPRESS, help=text,
-                           action="append" if repeated else "store",
-                           metavar=choices or field.name.upper())
+        group.add_argument(
+            flag_name(field.name),
+            default=argparse.SUPPRESS,
+            help=text,
+            action="append" if repeated else "store",
+            metavar=choices or field.name.upper(),
+        )
 
 
 def _default(field: Field[Any]) -> Any:
@@ -178,7 +208,7 @@ def construct(cls: type, values: dict[str, Any]) -> Any:
     arguments, missing = {}, []
     for field in fields(cls):
         if is_dataclass(hints[field.name]):
-            arguments[field.name] = construct(hints[field.name], values)  # type: ignore[arg-type]
+            arguments[field.name] = construct(hints[field.name], values)
         elif field.name in values:
             arguments[field.name] = values[field.name]
         elif _default(field) is MISSING:

@@ -97,7 +97,7 @@ def predict(settings: PredictSettings) -> PredictResult:
 
     Raises UserError for what cannot be read, before anything is written.
     """
-    from fewmask.training import pick_device
+    from fewmask.devices import pick_device
 
     device = pick_device(settings.device)
     model = load_run(settings.run, device)

@@ -33,11 +33,8 @@ def key_of(config: dict[str, Any], *facts: str) -> str:
     return blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def claim(out: Path, config: dict[str, Any]) -> None:
-    """Make `out` this run's folder, or see that it already is.
-
-    Raises UserError where it is another run's, or holds something else.
-    """
+def refuse_others(out: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where `out` is another run's folder, or holds something else."""
     path = out / "config.toml"
     if path.exists():
         before = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -47,14 +44,15 @@ def claim(out: Path, config: dict[str, Any]) -> None:
                     f"{out}: another run's folder (its {name} is {before.get(name)}, "
                     f"this one's {config.get(name)}). Choose another --out"
                 )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is no run folder. Choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"{out}: cannot be made ({problem.strerror}). Choose another --out") from None
-    write_text_atomic(path, tomli_w.dumps(config))
+
+
+def claim(out: Path, config: dict[str, Any]) -> None:
+    """Make `out` this run's folder, unless it already is. Raises UserError as `refuse_others`."""
+    refuse_others(out, config)
+    if not (out / "config.toml").exists():
+        write_text_atomic(out / "config.toml", tomli_w.dumps(config))
 
 
 def versions() -> dict[str, str]:

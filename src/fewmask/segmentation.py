@@ -32,7 +32,7 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: str, decoder: str, labels: Labels) -> None:
         super().__init__()
         self.network = decoders.build(decoder, encoder, labels.n_logits)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=torch.channels_last)
         self.labels, self.encoder_name, self.decoder_name = labels, encoder, decoder
 
     @property

@@ -11,7 +11,6 @@ bits: the state is the step, the weights and the optimiser.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 
 from fewmask.augment import step_generator
 from fewmask.checkpoint import load_state, save_state
-from fewmask.files import write_text_atomic
 from fewmask.data.loader import Stream
+from fewmask.files import write_text_atomic
+from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
 from fewmask.types import UserError
 
@@ -36,52 +36,6 @@ SAVE_SECONDS = 60.0
 AVERAGE_DECAY = 0.99
 
 Scores = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How the weights move. Rates are ratios of `lr`."""
-
-    name: str
-    lr: float
-    weight_decay: float
-    schedule: str = "cosine"
-    warmup: float = 0.0
-    """Share of the steps, 0 to 1."""
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the rates are multiplied by at a step, 0 to 1."""
-        rise = round(self.warmup * steps)
-        if step < rise:
-            return (step + 1) / rise
-        if self.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-    def build(self, groups: Iterable[tuple[float, nn.Module]]) -> torch.optim.Optimizer:
-        """An optimiser over (rate as a ratio of lr, module); no decay on biases and norms."""
-        parameters: list[dict[str, Any]] = []
-        for ratio, module in groups:
-            weights = [p for p in module.parameters() if p.requires_grad]
-            for decay, chosen in (
-                (self.weight_decay, [p for p in weights if p.ndim > 1]),
-                (0.0, [p for p in weights if p.ndim <= 1]),
-            ):
-                rate = {"lr": self.lr * ratio, "base_lr": self.lr * ratio}
-                if chosen:
-                    parameters.append({"params": chosen, "weight_decay": decay, **rate})
-        return _optimizer(self.name, parameters)
-
-
-def _optimizer(name: str, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if name == "lars":
-        from timm.optim import Lars
-
-        return Lars(parameters, momentum=0.9)
-    if name == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, fused=True)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[name](parameters, fused=True)
 
 
 @dataclass(frozen=True)
@@ -164,9 +118,7 @@ def fit(
     return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
 
 
-def _resume(
-    path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer
-) -> _Memory:
+def _resume(path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer) -> _Memory:
     if not path.exists():
         return _Memory()
     state = load_state(path)
@@ -324,48 +276,3 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     return [row for row in rows if row["step"] <= step]
-
-
-def make_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Lightning Fabric for a device, a number of processes and a precision.
-
-    Raises UserError for a device that is not there.
-    """
-    from lightning.fabric import Fabric
-
-    # It says on every start which precision it was told to use.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    device = pick_device(device).type
-    if device == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} GPUs")
-    bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return Fabric(
-        accelerator=device,
-        devices=devices,
-        strategy="ddp_spawn" if devices > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
-    )
-
-
-def pick_device(device: str) -> torch.device:
-    """The device of a flag. Raises UserError for one that is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}
-    there["mps"] = torch.backends.mps.is_available()
-    if device == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
-    if device not in there:
-        raise UserError(f"--device {device}: expected auto or one of {', '.join(there)}")
-    if not there[device]:
-        raise UserError(f"--device {device}: torch sees none here. Choose --device cpu")
-    return torch.device(device)
-
-
-def computes_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 natively (emulation is slower than float32)."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device != "cpu":
-        return False
-    flags = Path("/proc/cpuinfo")
-    words = set(flags.read_text().split()) if flags.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16"})

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fewmask import encoders
 from fewmask.checkpoint import load_start, save_weights
-from fewmask.files import write_json_atomic
 from fewmask.encoders import build
+from fewmask.files import write_json_atomic
 from fewmask.types import UserError
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fewmask.data import duplicates
-from fewmask.data.duplicates import groups, thumbnail
-from fewmask.data.sources import open_images
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
+from fewmask.data import duplicates
+from fewmask.data.duplicates import groups, thumbnail
+from fewmask.data.sources import open_images
+
 SHARED = Path(
-    os.environ.get(
-        "FEWMASK_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-    )
+    os.environ.get("FEWMASK_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data")
 ).resolve()
 
 Array = np.ndarray[Any, Any]

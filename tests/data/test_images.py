@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from fewmask.data.images import (
     PADDING,
     Undecodable,
@@ -19,9 +23,6 @@ from fewmask.data.images import (
     resize_mask,
 )
 from fewmask.types import IGNORED, Resize
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 Array = np.ndarray[Any, Any]
 
@@ -109,7 +110,7 @@ def test_an_animation_is_its_first_frame() -> None:
     [
         (b"", "empty"),
         (b"this is a text", "no image, by its content"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, ""),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "."),
     ],
 )
 def test_what_is_no_image_is_undecodable_and_says_where(data: bytes, reason: str) -> None:
@@ -128,12 +129,6 @@ def test_a_cut_off_file_is_undecodable() -> None:
         data = encoded(Image.fromarray(noise), fmt)
         with pytest.raises(Undecodable):
             decode_image(data[: len(data) // 2], "x")
-
-
-def test_a_mode_without_a_way_to_rgb_is_undecodable() -> None:
-    data = encoded(Image.new("LAB", (4, 4)), "TIFF")
-    with pytest.raises(Undecodable, match="LAB"):
-        decode_image(data, "x")
 
 
 def test_a_picture_too_large_to_be_safe_is_undecodable(monkeypatch: pytest.MonkeyPatch) -> None:

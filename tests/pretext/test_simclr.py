@@ -53,9 +53,7 @@ def gradients(task: nn.Module) -> Tensor:
 
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     task = make_task()
     wrapped = nn.parallel.DistributedDataParallel(task)
     losses = wrapped(batch(rank, 2))
@@ -74,7 +72,9 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path: 
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert torch.allclose(found[0]["grad"], found[1]["grad"])
     assert torch.allclose(found[0]["grad"], gradients(task), rtol=1e-4, atol=1e-6)
-    assert ((found[0]["loss"] + found[1]["loss"]) / 2).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert ((found[0]["loss"] + found[1]["loss"]) / 2).item() == pytest.approx(
+        loss.item(), rel=1e-5
+    )
 
 
 def test_views_are_a_function_of_seed_and_step() -> None:

@@ -47,17 +47,31 @@ def test_packaged_plans_load(name: str) -> None:
 
 def test_the_report_s_protocol() -> None:
     plan = load_plan(StudySettings(plan="paper", out="o"))
-    assert (plan.finetune.encoder, plan.finetune.size, plan.finetune.epochs) == ("resnet50", 224, 60)
+    assert (plan.finetune.encoder, plan.finetune.size, plan.finetune.epochs) == (
+        "resnet50",
+        224,
+        60,
+    )
     assert (plan.finetune.lr, plan.finetune.loss, plan.finetune.augment) == (1e-4, "bce", False)
     by_name = {arm.name: arm.pretrain for arm in plan.arms}
-    assert {"scratch", "imagenet", "simclr-cifar10", "simclr-cats-vs-dogs",
-            "imagenet+simclr-cifar10", "imagenet+simclr-cats-vs-dogs"} == set(by_name)  # fmt: skip
+    assert {
+        "scratch",
+        "imagenet",
+        "simclr-cifar10",
+        "simclr-cats-vs-dogs",
+        "imagenet+simclr-cifar10",
+        "imagenet+simclr-cats-vs-dogs",
+    } == set(by_name)
     pretrain = by_name["simclr-cifar10"]
     assert pretrain is not None
     assert isinstance(pretrain.pretext, SimCLR)
     assert (pretrain.pretext.temperature, pretrain.pretext.hidden) == (0.1, (512,))
     assert (pretrain.batch_size, pretrain.optimizer, pretrain.lr, pretrain.epochs) == (
-        120, "lars", 0.3, 20)  # fmt: skip
+        120,
+        "lars",
+        0.3,
+        20,
+    )
 
 
 def test_any_setting_can_be_an_axis() -> None:
@@ -78,8 +92,17 @@ def test_an_own_plan(tmp_path: Path) -> None:
 
 
 def test_flags_take_the_plan_s_place(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, OWN, pairs="other", masks=(8,), epochs=3, repeats=1, size=32, images="x/y",
-                   weights="w.pt")  # fmt: skip
+    plan = plan_of(
+        tmp_path,
+        OWN,
+        pairs="other",
+        masks=(8,),
+        epochs=3,
+        repeats=1,
+        size=32,
+        images="x/y",
+        weights="w.pt",
+    )
     assert (plan.pairs, plan.budgets, plan.repeats) == ("other", (8,), {8: 1})
     assert (plan.finetune.epochs, plan.finetune.steps, plan.finetune.size) == (3, None, 32)
     assert [arm.name for arm in plan.arms] == ["scratch", "simclr-y", "imagenet+simclr-y"]

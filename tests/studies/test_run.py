@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fewmask
-from fewmask.studies.run import COLUMNS
+from fewmask.studies.record import COLUMNS
 from fewmask.types import UserError
 
 PLAN = """
@@ -67,7 +67,12 @@ def test_a_study_leaves_what_the_design_says(plan: Path, tmp_path: Path) -> None
     assert {row["arm"] for row in rows} == {"scratch", "simclr-images"}
     assert len(list((out / "encoders").iterdir())) == 1
     small, large = rows[0], rows[2]
-    assert (small["budget"], small["n_train"], small["n_val"], small["n_test"]) == ("4", "3", "1", "2")
+    assert (small["budget"], small["n_train"], small["n_val"], small["n_test"]) == (
+        "4",
+        "3",
+        "1",
+        "2",
+    )
     assert (large["budget"], large["n_train"], large["n_val"]) == ("0.8", "9", "1")
     assert len({row["seed"] for row in rows}) == 2
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
@@ -118,8 +123,9 @@ def test_a_killed_study_ends_in_the_same_results(
     fewmask.study(plan=str(plan), out=str(whole))
     command = [sys.executable, "-m", "fewmask", "study", str(plan), "--out", str(cut)]
     for kill_after_cells in (0, 1, 4):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             done = len(list(cut.glob("cells/*/result.json")))

@@ -48,12 +48,14 @@ def check_name(decoder: str) -> None:
     """Raises UserError for a decoder that is not there, naming the near ones."""
     if decoder not in DECODERS:
         known = list(DECODERS)
-        raise UserError(f"unknown decoder {decoder}{near(decoder, known)}; known: {', '.join(known)}")
+        raise UserError(
+            f"unknown decoder {decoder}{near(decoder, known)}; known: {', '.join(known)}"
+        )
 
 
 def smp_config(network: nn.Module) -> dict[str, object]:
     """What `smp.from_pretrained` reads from config.json to build the same network."""
-    config = dict(network.config)  # type: ignore[arg-type,call-overload]
+    config = dict(network.config)  # type: ignore[arg-type]
     known = inspect.signature(type(network).__init__).parameters
     config = {k: v for k, v in config.items() if k in known}
     return {**config, "encoder_weights": None, "_model_class": type(network).__name__}

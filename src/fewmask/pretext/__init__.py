@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 Pretext = SimCLR
 
-PRETEXTS: dict[str, type[Pretext]] = {
-    kind.name: kind for kind in (get_args(Pretext) or (Pretext,))
-}
+PRETEXTS: dict[str, type[Pretext]] = {kind.name: kind for kind in (get_args(Pretext) or (Pretext,))}
 """The tasks by the names that the command line knows."""
 
 

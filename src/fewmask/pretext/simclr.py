@@ -6,6 +6,7 @@ https://arxiv.org/abs/2002.05709
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -54,10 +55,10 @@ class SimCLRTask(nn.Module):
     def __init__(self, config: SimCLR, encoder: nn.Module, size: int) -> None:
         super().__init__()
         self.config, self.encoder, self.size = config, encoder, size
-        width = int(encoder.out_channels[-1])  # type: ignore[index,arg-type]
+        width = int(encoder.out_channels[-1])  # type: ignore[index]
         widths = (width, *(config.hidden or (width,)))
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.projection))
         self.signals: dict[str, Tensor] = {}
@@ -109,7 +110,8 @@ def spread(features: Tensor) -> Tensor:
     1/sqrt(D), the value that directions without any order have (Chen & He 2021, sec. 4.1).
     """
     directions = functional.normalize(features.float(), dim=1)
-    return directions.std(dim=0).mean() * features.shape[1] ** 0.5
+    found: Tensor = directions.std(dim=0).mean() * features.shape[1] ** 0.5
+    return found
 
 
 @torch.no_grad()

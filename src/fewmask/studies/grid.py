@@ -25,7 +25,7 @@ from fewmask.types import UserError
 BudgetSize = float | int
 SHARED = ("pairs", "encoder", "decoder", "size", "resize", "recipe", "seed")
 MASKS = tuple(field.name for field in fields(MaskFlags))
-TRAINING = tuple(RECIPES["best"]) + ("epochs",)
+TRAINING = (*RECIPES["best"], "epochs")
 ARM_ONLY = ("name", "sentence", "init", "weights", "allow_partial")
 
 
@@ -160,8 +160,21 @@ def _overlay(table: dict[str, Any], settings: StudySettings) -> None:
 
 
 def _known_keys(where: str, table: dict[str, Any], faults: list[str]) -> None:
-    top = (*SHARED, *MASKS, "name", "title", "about", "test", "budgets", "repeats", "baseline",
-           "weights", "finetune", "pretrain", "arms")  # fmt: skip
+    top = (
+        *SHARED,
+        *MASKS,
+        "name",
+        "title",
+        "about",
+        "test",
+        "budgets",
+        "repeats",
+        "baseline",
+        "weights",
+        "finetune",
+        "pretrain",
+        "arms",
+    )
     _unknown(where, "", table, top, faults)
     _unknown(where, "[finetune] ", table.get("finetune", {}), TRAINING, faults)
     _unknown(where, "[pretrain] ", table.get("pretrain", {}), _arm_keys(), faults)
@@ -210,9 +223,13 @@ def _listed(where: str, table: dict[str, Any], key: str) -> list[Any]:
 
 def _budget(where: str, value: Any) -> BudgetSize:
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UserError(f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks")
+        raise UserError(
+            f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks"
+        )
     if isinstance(value, float) and value > 1:
-        raise UserError(f"{where}: budget {value}; a fraction is at most 1, a number of masks whole")
+        raise UserError(
+            f"{where}: budget {value}; a fraction is at most 1, a number of masks whole"
+        )
     return value
 
 
@@ -262,10 +279,14 @@ def _arms(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> Iter
     pretrain = _pretrain(where, entry, finetune)
     pool = pool_name(str(entry["images"]))
     task = getattr(pretrain.pretext, "name", str(pretrain.pretext))
-    prefix = "" if init == "scratch" else ("imagenet+" if init == "imagenet" else Path(init).stem + "+")
+    prefix = (
+        "" if init == "scratch" else ("imagenet+" if init == "imagenet" else Path(init).stem + "+")
+    )
     name = str(entry.get("name", f"{prefix}{task}-{pool}")) + suffix
     start = STARTS.get(init, f"the weights of {init}")
-    sentence = entry.get("sentence", f"{task} on {pool}, begun from {start}{suffix.replace('-', ', ')}")
+    sentence = entry.get(
+        "sentence", f"{task} on {pool}, begun from {start}{suffix.replace('-', ', ')}"
+    )
     yield Arm(name, str(sentence), init, weights, partial, pretrain)
 
 
@@ -278,9 +299,7 @@ def pool_name(src: str) -> str:
     return kind if colon and not Path(src).exists() else Path(src).resolve().name
 
 
-def _pretrain(
-    where: str, entry: dict[str, Any], finetune: FinetuneSettings
-) -> PretrainSettings:
+def _pretrain(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> PretrainSettings:
     pretext = str(entry.get("pretext", "simclr"))
     if pretext not in PRETEXTS:
         known = list(PRETEXTS)
@@ -292,8 +311,15 @@ def _pretrain(
     if unknown:
         raise UserError(f"{where}: {pretext} has no {unknown[0]}{near(unknown[0], list(kinds))}")
     values = {k: _value(v, kinds[k], f"{where}: {k}") for k, v in said.items()}
-    values = {"size": finetune.size, "resize": finetune.resize, "encoder": finetune.encoder,
-              "seed": finetune.seed, **values, "out": "", "device": finetune.device,
-              "precision": finetune.precision}  # fmt: skip
+    values = {
+        "size": finetune.size,
+        "resize": finetune.resize,
+        "encoder": finetune.encoder,
+        "seed": finetune.seed,
+        **values,
+        "out": "",
+        "device": finetune.device,
+        "precision": finetune.precision,
+    }
     made: PretrainSettings = construct(PretrainSettings, values)
     return replace(made, pretext=construct(kind, values))

@@ -1,0 +1,206 @@
+"""A study's data and split, and the files that say what was compared and what came of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fewmask.data.split import Budget, Split, order, split_json, take
+from fewmask.files import write_json_atomic, write_text_atomic
+from fewmask.metrics import DEFINITIONS
+from fewmask.runs import config_of, key_of, versions
+from fewmask.settings import StudySettings
+from fewmask.studies.grid import Cell, Plan
+from fewmask.types import IGNORED, UserError
+from fewmask.workflows import Prepared
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+COLUMNS = (
+    "arm", "budget", "n_train", "n_val", "n_test", "repeat", "seed", "encoder", "decoder", "size",
+    "recipe", "iou", "f1", "dice_loss", "focal_loss", "bce_loss", "recall", "precision",
+    "accuracy", "iou_per_image", "iou_border_foreground", "steps", "seconds", "status",
+)  # fmt: skip
+PANELS = 4
+PATHS = {"pairs", "images", "init", "weights"}
+"""Settings that name a place; what lies there is in the key by its content instead."""
+
+
+@dataclass
+class Study:
+    """A plan with its data: what every cell needs."""
+
+    plan: Plan
+    out: Path
+    prepared: Prepared
+    split: Split
+    fabric: Fabric
+    starts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return len(self.prepared.pairs.items)
+
+    def budget(self, cell: Cell) -> Budget:
+        chosen = order(self.split, cell.repeat, self.plan.seed)
+        return take(chosen, self.n, cell.budget, self.prepared.checked.groups)
+
+    def folder(self, cell: Cell) -> Path:
+        return self.out / "cells" / self.key(cell)
+
+    def key(self, cell: Cell) -> str:
+        """Readable, and ending in the hash of all that the cell computes."""
+        budget = self.budget(cell)
+        names = [self.prepared.pairs.items[row].name for row in (*budget.train, *budget.val)]
+        tested = [self.prepared.pairs.items[row].name for row in self.split.test]
+        config = {k: v for k, v in config_of(self.plan.finetune).items() if k not in PATHS}
+        facts = (
+            self.starts[cell.arm.name],
+            self.prepared.pairs.fingerprint(),
+            *names,
+            "/",
+            *tested,
+        )
+        name = f"{cell.arm.name}_{cell.budget}_r{cell.repeat}"
+        return f"{safe(name)}_{key_of(config, str(cell.repeat), *facts)}"
+
+    def seed(self, cell: Cell) -> int:
+        """The training seed of a repeat, which all arms and budgets share."""
+        digest = blake2b(f"{self.plan.seed}/{cell.repeat}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+
+def safe(name: str) -> str:
+    """A name as a folder's: what is no letter, digit, dot, dash, plus or equals becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9.+=_-]+", "-", name)
+
+
+def write_results(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """results.csv, a row a cell of the plan, in the plan's order."""
+    names = study.prepared.checked.labels.names
+    columns = [*COLUMNS, *(f"iou_{name}" for name in (names if len(names) > 2 else ()))]
+    rows = [_row(study, cell, columns) for cell in cells]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomic(study.out / "results.csv", text.getvalue())
+    return rows
+
+
+def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
+    budget = study.budget(cell)
+    settings = study.plan.finetune
+    row: dict[str, Any] = dict.fromkeys(columns)
+    row |= {
+        "arm": cell.arm.name,
+        "budget": cell.budget,
+        "n_train": len(budget.train),
+        "n_val": len(budget.val),
+        "n_test": len(study.split.test),
+        "repeat": cell.repeat,
+        "seed": study.seed(cell),
+        "encoder": settings.encoder,
+        "decoder": settings.decoder,
+        "size": settings.size,
+        "recipe": settings.recipe,
+        "status": "pending",
+    }
+    path = study.folder(cell) / "result.json"
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        row |= {name: result[name] for name in columns if name in result} | {"status": "done"}
+        row["seconds"] = round(result["seconds"], 1)
+    return row
+
+
+def write_facts(study: Study, settings: StudySettings, command: str) -> None:
+    """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
+    plan, out, pairs = study.plan, study.out, study.prepared.pairs
+    names = [pair.name for pair in pairs.items]
+    before = out / "study.json"
+    if before.exists():
+        held = json.loads(before.read_text(encoding="utf-8"))
+        if held["name"] != plan.name or held["fingerprint"] != pairs.fingerprint():
+            raise UserError(
+                f"{out}: holds the study {held['name']} on {held['pairs']}. Choose another --out"
+            )
+    elif not (out / "cells").exists() and _holds_more_than_data(out):
+        raise UserError(f"{out}: exists and is no study folder. Choose another --out")
+    orders = {r: order(study.split, r, plan.seed) for r in range(max(plan.repeats.values()))}
+    write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
+    whole = [b for b in plan.budgets if study.budget(Cell(plan.arms[0], b, 0)).whole]
+    labels = study.prepared.checked.labels
+    facts = {
+        "name": plan.name,
+        "title": plan.title,
+        "about": plan.about,
+        "baseline": plan.baseline,
+        "encoder": plan.finetune.encoder,
+        "decoder": plan.finetune.decoder,
+        "size": plan.finetune.size,
+        "recipe": plan.finetune.recipe,
+        "loss": plan.finetune.loss,
+        "pairs": plan.pairs,
+        "fingerprint": pairs.fingerprint(),
+        "n_pairs": study.n,
+        "n_test": len(study.split.test),
+        "budgets": list(plan.budgets),
+        "whole_budgets": whole,
+        "arms": [{"name": arm.name, "sentence": arm.sentence} for arm in plan.arms],
+        "repeats": {str(k): v for k, v in plan.repeats.items()},
+        "seed": plan.seed,
+        "headline": f"border {plan.finetune.border}" if labels.border_lut else None,
+        "classes": list(labels.names),
+        "warnings": list(study.prepared.checked.warnings),
+        "command": command,
+        "versions": versions(),
+        "device": str(study.fabric.device),
+        "precision": study.fabric._precision.precision,
+        "definitions": DEFINITIONS,
+        "panels": {"images": _panels(study)},
+    }
+    write_json_atomic(before, facts)
+
+
+def _holds_more_than_data(out: Path) -> bool:
+    """Whether a folder holds anything but the data that a demo has put there."""
+    return out.exists() and any(path.name != "data" for path in out.iterdir())
+
+
+def _panels(study: Study) -> list[str]:
+    """Copies of a few test pictures and their masks, so that the report needs no data."""
+    items = study.prepared.pairs.items
+    lut = np.asarray(study.prepared.checked.labels.lut, np.uint8)
+    chosen: list[str] = []
+    for row in _spread(study.split.test):
+        pair = items[row]
+        truth = lut[pair.mask.values()]
+        if not ((truth > 0) & (truth != IGNORED)).any():
+            continue
+        chosen.append(pair.name)
+        picture = Image.fromarray(pair.image.pixels())
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            path = study.out / "panels" / kind / f"{pair.name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (picture if kind == "images" else Image.fromarray(truth)).save(path)
+        if len(chosen) == PANELS:
+            break
+    return chosen
+
+
+def _spread(rows: Sequence[int]) -> list[int]:
+    """The rows, evenly spaced ones first."""
+    first = [rows[i] for i in np.linspace(0, len(rows) - 1, min(PANELS, len(rows))).astype(int)]
+    return [*dict.fromkeys([*first, *rows])]

@@ -1,0 +1,6 @@
+"""pretrain and finetune: the wiring from settings to a finished run folder."""
+
+from fewmask.workflows.finetuning import Prepared, finetune, prepare, save_run, start_model, train
+from fewmask.workflows.pretraining import pretrain
+
+__all__ = ["Prepared", "finetune", "prepare", "pretrain", "save_run", "start_model", "train"]

@@ -1,0 +1,258 @@
+"""finetune: from settings to a finished run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from fewmask import decoders, encoders
+from fewmask.augment import PairAugment, to_unit
+from fewmask.checkpoint import load_start, moved, save_weights
+from fewmask.curves import draw_curves
+from fewmask.data.cache import ImageCache, cached_pairs
+from fewmask.data.check import PairReport, check_pairs
+from fewmask.data.loader import Stream
+from fewmask.data.sources import MaskOptions, PairSet, open_pairs
+from fewmask.data.split import Budget, Split, order, take
+from fewmask.devices import make_fabric
+from fewmask.files import write_text_atomic
+from fewmask.losses import SEGMENTATION_LOSSES
+from fewmask.metrics import confusion, scores
+from fewmask.optimisation import Optimisation
+from fewmask.progress import progress, silent
+from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
+from fewmask.segmentation import (
+    Geometry,
+    SegmentationTask,
+    Segmenter,
+    describe,
+    predicted,
+)
+from fewmask.settings import FinetuneSettings, MaskFlags, PretrainSettings
+from fewmask.training import Check, Fitted, Run, fit
+from fewmask.types import FinetuneResult, Labels, Transfer
+from fewmask.workflows.launching import launch, say
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Result = TypeVar("Result")
+Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)
+
+CHECKS = 20
+"""How often a run by steps looks at its validation set; a run by epochs does so every epoch."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pairs that were checked, and their pixels at the network's size."""
+
+    pairs: PairSet
+    checked: PairReport
+    cache: ImageCache
+
+
+def mask_options(flags: MaskFlags) -> MaskOptions:
+    """The part of the settings that says how masks are read."""
+    return MaskOptions(flags.border, flags.classes, flags.ignore, flags.mask_values)
+
+
+def prepare(
+    src: str,
+    options: MaskOptions,
+    geometry: Geometry,
+    *,
+    download: bool = False,
+    labels: Labels | None = None,
+) -> Prepared:
+    """Open, check whole and cache the pairs. Raises UserError with all faults at once."""
+    pairs = open_pairs(src, options, download=download)
+    with progress("checking pairs") as report:
+        checked = check_pairs(pairs, labels, progress=report)
+    checked.raise_faults()
+    with progress("reading pairs") as report:
+        cache = cached_pairs(pairs, checked.labels, geometry.size, geometry.resize, progress=report)
+    return Prepared(pairs, checked, cache)
+
+
+def finetune(settings: FinetuneSettings) -> FinetuneResult:
+    """Fine-tune on all pairs given; finish a half-finished run; return a finished one's result."""
+    settings = settings.resolved()
+    make_fabric(settings.device, settings.devices, settings.precision)
+    encoders.smp_name(settings.encoder)
+    decoders.check_name(settings.decoder)
+    out = Path(settings.out)
+    refuse_others(out, config_of(settings))
+    prepared = prepare(
+        settings.pairs,
+        mask_options(settings),
+        Geometry(settings.size, settings.resize),
+        download=settings.download,
+    )
+    for warning in prepared.checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    own_budget(settings, prepared)
+    start_model(settings, prepared.checked.labels)
+    claim(out, config_of(settings))
+    return read_result(out, FinetuneResult) or launch(settings, _finetune, FinetuneResult)
+
+
+def own_budget(settings: FinetuneSettings, prepared: Prepared) -> Budget:
+    """All pairs, or the share that --dev or --masks asks for, in training and validation."""
+    n = len(prepared.pairs.items)
+    asked: float | int = settings.masks or settings.dev or n
+    whole = Split(test=(), rest=tuple(range(n)), seed=settings.seed)
+    return take(order(whole, 0, settings.seed), n, asked, prepared.checked.groups)
+
+
+def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
+    prepared = prepare(
+        settings.pairs, mask_options(settings), Geometry(settings.size, settings.resize)
+    )
+    key = key_of(config_of(settings), prepared.pairs.fingerprint())
+    budget = own_budget(settings, prepared)
+    segmenter, result, fitted = train(fabric, settings, prepared, budget, key)
+    if fabric.is_global_zero:
+        save_run(settings, segmenter, prepared, budget, fitted)
+        write_result(result.out, result, key=key, fingerprint=prepared.pairs.fingerprint())
+    return result
+
+
+def start_model(settings: FinetuneSettings, labels: Labels) -> tuple[Segmenter, Transfer | None]:
+    """The model before its first step: random by the seed, its encoder from --init."""
+    torch.manual_seed(settings.seed)
+    segmenter = Segmenter(settings.encoder, settings.decoder, labels)
+    transfer = load_start(
+        segmenter.encoder,
+        settings.init,
+        name=settings.encoder,
+        weights=settings.weights,
+        allow_partial=settings.allow_partial,
+    )
+    return segmenter, transfer
+
+
+def train(
+    fabric: Fabric, settings: FinetuneSettings, prepared: Prepared, budget: Budget, key: str
+) -> tuple[Segmenter, FinetuneResult, Fitted]:
+    """Train a model on a budget's training pairs; the kept weights are in it afterwards.
+
+    `settings` are resolved ones. Leaves metrics.jsonl in `settings.out`, and a state while under
+    way; the rest is `save_run`'s.
+    """
+    segmenter, transfer = start_model(settings, prepared.checked.labels)
+    say(fabric, f"loaded {transfer.sentence()}" if transfer else "the encoder starts from scratch")
+    start = {k: v.clone() for k, v in segmenter.encoder.state_dict().items()}
+    stream = Stream(
+        prepared.cache,
+        budget.train,
+        settings.batch_size or 16,
+        settings.seed,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+    steps = settings.steps or (settings.epochs or 1) * stream.steps_per_epoch
+    every = stream.steps_per_epoch if settings.epochs else max(1, steps // CHECKS)
+    loss = str(settings.loss)
+    task = SegmentationTask(segmenter, loss, PairAugment() if settings.augment else None)
+    check = Check(every, Validation(segmenter, prepared.cache, budget.val, loss, fabric.device))
+    optimisation = Optimisation(
+        str(settings.optimizer),
+        settings.lr or 0.0,
+        settings.weight_decay or 0.0,
+        str(settings.schedule),
+        settings.warmup or 0.0,
+    )
+    out = Path(settings.out)
+    with progress(f"fine-tuning on {len(budget.train)} pairs") as report:
+        run = Run(
+            out,
+            key,
+            steps,
+            optimisation,
+            settings.keep or "last",
+            report if fabric.is_global_zero else silent,
+        )
+        fitted = fit(fabric, task, task.groups(settings.encoder_lr or 1.0), stream, run, check)
+    final = check.score() if settings.keep != "best" else fitted.best
+    result = FinetuneResult(
+        out=out,
+        encoder=settings.encoder,
+        decoder=settings.decoder,
+        steps=fitted.steps,
+        seconds=fitted.seconds,
+        n_train=len(budget.train),
+        n_val=len(budget.val),
+        val_loss=final["loss"] or 0.0,
+        val_iou=final["iou"],
+        best_step=fitted.best_step if settings.keep == "best" else fitted.steps,
+        moved=moved(start, segmenter.encoder),
+        transfer=transfer,
+    )
+    return segmenter, result, fitted
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Loss and IoU over the validation pairs, at the network's size."""
+
+    segmenter: Segmenter
+    cache: ImageCache
+    rows: Sequence[int]
+    loss: str
+    device: torch.device
+
+    def __call__(self) -> dict[str, float | None]:
+        if self.cache.masks is None:
+            raise ValueError("validation needs masks")
+        was = self.segmenter.training
+        self.segmenter.eval()
+        losses: list[float] = []
+        k = self.segmenter.labels.n_classes
+        counts = np.zeros((k, k), np.int64)
+        with torch.inference_mode():
+            for row in self.rows:
+                image = torch.from_numpy(self.cache.images[row].copy()).permute(2, 0, 1)[None]
+                truth = np.array(self.cache.masks[row])
+                logits = self.segmenter(to_unit(image.to(self.device))).cpu()
+                target = torch.from_numpy(truth)[None]
+                parts = [SEGMENTATION_LOSSES[part](logits, target) for part in self.loss.split("+")]
+                losses.append(float(sum(parts)))
+                counts += confusion(truth, predicted(logits)[0].numpy(), k)
+        self.segmenter.train(was)
+        return {"loss": float(np.mean(losses)), "iou": scores(counts)["iou"]}
+
+
+def save_run(
+    settings: FinetuneSettings,
+    segmenter: Segmenter,
+    prepared: Prepared,
+    budget: Budget,
+    fitted: Fitted,
+) -> None:
+    """Everything of a fine-tuning run's folder but result.json."""
+    out = Path(settings.out)
+    geometry = Geometry(settings.size, settings.resize)
+    items, hashes = prepared.pairs.items, prepared.checked.hashes
+    named = {
+        part: [{"name": items[row].name, "image": hashes[row]} for row in rows]
+        for part, rows in (("train", budget.train), ("val", budget.val))
+    }
+    options = {"src": settings.pairs, **asdict(mask_options(settings))}
+    described = describe(segmenter, geometry) | {"options": options}
+    write_text_atomic(out / "split.json", json.dumps(named, indent=1) + "\n")
+    write_text_atomic(out / "model.json", json.dumps(described) + "\n")
+    write_text_atomic(out / "config.json", json.dumps(decoders.smp_config(segmenter.network)))
+    save_weights(
+        out / "model.safetensors",
+        segmenter.network.state_dict(),
+        {"encoder": settings.encoder, "decoder": settings.decoder, "format": "pt"},
+    )
+    draw_curves(fitted.rows, out / "curves.png", f"{settings.decoder} on {settings.encoder}")

@@ -1,0 +1,194 @@
+"""pretrain: from settings to a finished run folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewmask import encoders
+from fewmask.checkpoint import load_start, moved, save_weights
+from fewmask.curves import draw_curves
+from fewmask.data.cache import ImageCache, cached_images
+from fewmask.data.loader import Stream
+from fewmask.data.sources import ImageSet, open_images
+from fewmask.devices import make_fabric
+from fewmask.flags import near
+from fewmask.optimisation import Optimisation
+from fewmask.pretext import PRETEXTS, Pretext
+from fewmask.progress import progress
+from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
+from fewmask.settings import FinetuneSettings, PretrainSettings
+from fewmask.training import Run, fit
+from fewmask.types import PretrainResult, Transfer, UserError
+from fewmask.workflows.launching import launch, say
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Result = TypeVar("Result")
+Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)
+
+CHECKS = 20
+"""How often a run by steps looks at its validation set; a run by epochs does so every epoch."""
+
+
+def pretrain(settings: PretrainSettings) -> PretrainResult:
+    """Pre-train an encoder; finish a half-finished run; return a finished one's result."""
+    settings = replace(settings, pretext=component(settings.pretext))
+    make_fabric(settings.device, settings.devices, settings.precision)
+    encoders.smp_name(settings.encoder)
+    started_encoder(settings)
+    out = Path(settings.out)
+    config = config_of(settings)
+    refuse_others(out, config)
+    open_pool(settings, download=settings.download)
+    claim(out, config)
+    return read_result(out, PretrainResult) or launch(settings, _pretrain, PretrainResult)
+
+
+def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[ImageSet, ImageCache]:
+    """The images and their pixels. Raises UserError where fewer than two can be used."""
+    images = open_images(settings.images, download=download)
+    with progress("reading images") as report:
+        side = store_side(images, settings.size)
+        cache = cached_images(images, side, settings.resize, progress=report)
+    if len(cache.names) < 2:
+        raise UserError(
+            f"{settings.images}: {len(cache.names)} usable image; pre-training compares at least 2"
+        )
+    return images, cache
+
+
+def component(pretext: str | Pretext) -> Pretext:
+    """The pretext task of a name, with its defaults. Raises UserError naming the near ones."""
+    if not isinstance(pretext, str):
+        return pretext
+    if pretext not in PRETEXTS:
+        known = list(PRETEXTS)
+        raise UserError(
+            f"unknown pretext task {pretext}{near(pretext, known)}; known: {', '.join(known)}"
+        )
+    return PRETEXTS[pretext]()
+
+
+def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
+    images, cache = open_pool(settings)
+    out = Path(settings.out)
+    key = key_of(config_of(settings), images.fingerprint())
+    if cache.skipped:
+        say(
+            fabric,
+            f"warning: {len(cache.skipped)} undecodable images left out, the first: "
+            f"{cache.skipped[0]}",
+        )
+    stream = _pool_stream(cache, settings, fabric)
+    encoder, transfer, start = started_encoder(settings)
+    if transfer:
+        say(fabric, f"loaded {transfer.sentence()}")
+    torch.manual_seed(settings.seed + 1)
+    task: nn.Module = component(settings.pretext).task(encoder, settings.size)
+    task.to(memory_format=torch.channels_last)
+    epochs = settings.epochs or 20
+    steps = settings.steps or epochs * stream.steps_per_epoch
+    optimisation = Optimisation(
+        settings.optimizer,
+        settings.lr or default_lr(settings.optimizer, stream.size),
+        settings.weight_decay,
+        settings.schedule,
+        settings.warmup,
+    )
+    title = f"{getattr(settings.pretext, 'name', 'pretext')} on {images.pool}"
+    with progress(title) as report:
+        run = Run(out, key, steps, optimisation, "last", report)
+        fitted = fit(fabric, task, [(1.0, task)], stream, run)
+    result = PretrainResult(
+        out=out,
+        encoder=settings.encoder,
+        pretext=component(settings.pretext).name,
+        steps=fitted.steps,
+        seconds=fitted.seconds,
+        images=len(cache.names),
+        loss=fitted.loss,
+        moved=moved(start, encoder),
+        transfer=transfer,
+    )
+    if fabric.is_global_zero:
+        save_weights(
+            out / "encoder.safetensors",
+            encoder.state_dict(),
+            {"encoder": settings.encoder, "key": key},
+        )
+        draw_curves(fitted.rows, out / "curves.png", title)
+        write_result(
+            out,
+            result,
+            key=key,
+            pool=images.pool,
+            fingerprint=images.fingerprint(),
+            skipped=list(cache.skipped),
+            last=fitted.rows[-1] if fitted.rows else {},
+        )
+    return result
+
+
+def _pool_stream(cache: ImageCache, settings: PretrainSettings, fabric: Fabric) -> Stream:
+    n = len(cache.names)
+    if n < settings.batch_size:
+        say(
+            fabric,
+            f"warning: --batch-size {settings.batch_size} is more than the {n} images "
+            f"there are; {n} are used",
+        )
+    return Stream(
+        cache,
+        range(n),
+        settings.batch_size,
+        settings.seed,
+        fabric.global_rank,
+        fabric.world_size,
+        drop_last=True,
+    )
+
+
+def store_side(images: ImageSet, size: int) -> int:
+    """The side at which a pool is cached: room for crops, but never more than the pool has.
+
+    4/3 of the network's side, or the median short side of 16 pictures where that is less.
+    """
+    from fewmask.data.images import Undecodable
+
+    sides = []
+    for i in np.linspace(0, len(images.items) - 1, min(16, len(images.items))).astype(int):
+        try:
+            sides.append(min(images.items[i].pixels().shape[:2]))
+        except Undecodable:
+            continue
+    median = int(np.median(sides)) if sides else size
+    return max(16, min(round(size * 4 / 3), median))
+
+
+def default_lr(optimizer: str, batch_size: int) -> float:
+    """The base rate where none is given, scaled by the square root of the batch."""
+    at_256 = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.06, "lars": 0.3}
+    return at_256[optimizer] * float((batch_size / 256) ** 0.5)
+
+
+def started_encoder(
+    settings: PretrainSettings,
+) -> tuple[nn.Module, Transfer | None, dict[str, Tensor]]:
+    """An encoder at its start: itself, what was loaded, and a copy of its weights."""
+    torch.manual_seed(settings.seed)
+    encoder = encoders.build(settings.encoder)
+    transfer = load_start(
+        encoder,
+        settings.init,
+        name=settings.encoder,
+        weights=settings.weights,
+        allow_partial=settings.allow_partial,
+    )
+    return encoder, transfer, {k: v.clone() for k, v in encoder.state_dict().items()}
