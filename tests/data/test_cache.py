@@ -176,7 +176,7 @@ def test_progress_counts_the_images(pool: Path) -> None:
     assert told == [(i + 1, 5) for i in range(5)]
 
 
-@pytest.mark.parametrize("harm", ["cut images", "long images", "no images", "broken index", "empty index"])
+@pytest.mark.parametrize("harm", ["cut images", "no images", "broken index", "empty index"])
 def test_a_cache_that_is_not_whole_is_built_again(pool: Path, root: Path, harm: str) -> None:
     images = open_images(str(pool))
     first = np.array(cached_images(images, 16, "square").images)
@@ -184,8 +184,6 @@ def test_a_cache_that_is_not_whole_is_built_again(pool: Path, root: Path, harm: 
     match harm:
         case "cut images":
             os.truncate(folder / "images.u8", 100)
-        case "long images":
-            os.truncate(folder / "images.u8", 99_999)
         case "no images":
             (folder / "images.u8").unlink()
         case "broken index":
