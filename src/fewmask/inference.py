@@ -176,12 +176,12 @@ def save_picture(path: Path, pixels: Pixels | Image.Image) -> None:
 
 
 def save_mask(path: Path, mask: Pixels) -> None:
-    """Class ids uint8 [H,W] as a palette PNG: viewers show colours, readers get the ids."""
-    picture = Image.fromarray(mask, mode="L").convert("P")
-    picture.putpalette([value for colour in _colours() for value in colour])
-    picture.putdata(mask.ravel().tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    """Class ids uint8 [H,W] as a grey PNG, which every reader gives back as numbers.
+
+    (A palette would look better in a viewer, but some readers turn it into colours; the overlays
+    are there to look at.)
+    """
+    save_picture(path, mask)
 
 
 def _colours() -> list[tuple[int, int, int]]:

@@ -45,8 +45,8 @@ class Machine:
     """cpu, cuda, mps or auto (the fastest that is there)."""
     devices: int = 1
     """How many processes (one a GPU; gloo on CPU) share the work of a training run."""
-    workers: int = 2
-    """How many threads decode images while the cache is built."""
+    workers: int | None = None
+    """How many threads decode images while the cache is built (default: one a core, up to 8)."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
     download: bool = False

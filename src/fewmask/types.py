@@ -91,7 +91,7 @@ class Transfer:
     unused: int = 0
     """Tensors of the file that are not the encoder's (heads, decoders)."""
     moved: float | None = None
-    """Relative distance ||w - w_start|| / ||w_start|| of the source from its own start, if known."""
+    """Distance ||w - w_start|| / ||w_start|| of the source from its own start, if known."""
 
     def sentence(self) -> str:
         moved = "" if self.moved is None else f", which moved {self.moved:.3g} from its start"

@@ -48,12 +48,16 @@ def load_start(
         return None
     if start == "imagenet":
         state = encoders.imagenet_state(name) if weights is None else read_any(Path(weights))
-        source = f"ImageNet ({weights or name})"
-        return transfer(encoder, state, source=source, allow_partial=allow_partial)
-    path = start_file(start)
-    source = str(path.parent if path != Path(start) else path)
-    done = transfer(encoder, read_any(path), source=source, allow_partial=allow_partial)
-    return replace(done, moved=_moved_of_run(path))
+        source, run_moved = f"ImageNet ({weights or name})", None
+    else:
+        path = start_file(start)
+        state, run_moved = read_any(path), _moved_of_run(path)
+        source = str(path.parent if path != Path(start) else path)
+    try:
+        done = transfer(encoder, state, source=source, allow_partial=allow_partial)
+    except UserError as mistake:
+        raise UserError(*(f"--encoder {name}: {fault}" for fault in mistake.faults)) from None
+    return replace(done, moved=run_moved)
 
 
 def start_file(start: str) -> Path:

@@ -70,9 +70,16 @@ def stamps(items: Sequence[ImageItem], *more: str) -> str:
 
 
 def cached_images(
-    images: ImageSet, size: int, resize: Resize, *, progress: Report | None = None
+    images: ImageSet,
+    size: int,
+    resize: Resize,
+    *,
+    progress: Report | None = None,
+    workers: int | None = None,
 ) -> ImageCache:
     """A pool at one size. Undecodable images are named and left out, up to 1 in 100.
+
+    `workers` threads decode while it is built (by default as many as there are cores, up to 8).
 
     Raises UserError where more are, or where the cache cannot be written.
     """
@@ -86,7 +93,7 @@ def cached_images(
 
     key = stamps(images.items, "images", str(size), resize)
     names = [item.name for item in images.items]
-    cache = _cached(_Job(cache_root() / key, names, size, False, decode), progress)
+    cache = _cached(_Job(cache_root() / key, names, size, False, decode, workers), progress)
     _refuse_too_many(images.src, cache.skipped, len(names))
     return cache
 
@@ -100,9 +107,17 @@ def _refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
 
 
 def cached_pairs(
-    pairs: PairSet, labels: Labels, size: int, resize: Resize, *, progress: Report | None = None
+    pairs: PairSet,
+    labels: Labels,
+    size: int,
+    resize: Resize,
+    *,
+    progress: Report | None = None,
+    workers: int | None = None,
 ) -> ImageCache:
     """Pairs at one size, their masks as class ids. The pairs were checked before.
+
+    `workers` as in `cached_images`.
 
     Raises UserError for a file that cannot be decoded, or where the cache cannot be written.
     """
@@ -121,7 +136,7 @@ def cached_pairs(
     more = (str(size), resize, str(labels.lut), pairs.fingerprint())
     key = stamps(items, "pairs", *more)
     names = [pair.name for pair in pairs.items]
-    return _cached(_Job(cache_root() / key, names, size, True, decode), progress)
+    return _cached(_Job(cache_root() / key, names, size, True, decode, workers), progress)
 
 
 # --- on the disk ----------------------------------------------------------------------------------
@@ -137,6 +152,7 @@ class _Job:
     with_masks: bool
     decode: Callable[[int], Decoded | str]
     """Of a row; a text says why it is left out."""
+    workers: int | None = None
 
     @property
     def bytes_needed(self) -> int:
@@ -220,7 +236,7 @@ def _write_rows(job: _Job, folder: Path, progress: Report | None) -> dict[str, o
     valid: list[tuple[int, int]] = []
     skipped: list[str] = []
     with (folder / "images.u8").open("wb") as images, (folder / "masks.u8").open("wb") as masks:
-        for row, found in enumerate(in_order(job.decode, range(len(job.names)))):
+        for row, found in enumerate(in_order(job.decode, range(len(job.names)), job.workers)):
             if isinstance(found, str):
                 skipped.append(found)
             else:
@@ -238,9 +254,11 @@ def _write_rows(job: _Job, folder: Path, progress: Report | None) -> dict[str, o
     return {"names": names, "valid": valid, "skipped": skipped}
 
 
-def in_order(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+def in_order(
+    work: Callable[[Item], Found], items: Iterable[Item], workers: int | None = None
+) -> Iterator[Found]:
     """Results of `work` in the order of the items, several at once, at most 256 waiting."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         rest = iter(items)
         while chunk := list(islice(rest, 256)):
             yield from pool.map(work, chunk)

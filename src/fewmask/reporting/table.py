@@ -60,7 +60,12 @@ def write_table(study: Path) -> str:
 
 def write_study_table(study: StudyFolder) -> str:
     """`write_table` of a study that is already read."""
-    text = f"{markdown(study_rows(study))}\n{note(study)}\n"
+    # The spread of every score would make lines of 180 characters; the page has them all.
+    rows = [
+        {k: v if k.startswith("IOU") else v.split(" ±")[0] for k, v in row.items()}
+        for row in study_rows(study)
+    ]
+    text = f"{markdown(rows)}\n{note(study)}\n"
     write_text_atomic(study.path / "table.md", text)
     return text
 

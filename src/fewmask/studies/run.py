@@ -65,7 +65,7 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     fabric = make_fabric(settings.device, 1, settings.precision)
     geometry = Geometry(finetune.size, finetune.resize)
     prepared = workflows.prepare(
-        plan.pairs, plan.mask_options, geometry, download=settings.download
+        plan.pairs, plan.mask_options, geometry, Machine(download=settings.download)
     )
     split = _split(plan, out, prepared)
     study = Study(plan, out, prepared, split, fabric)

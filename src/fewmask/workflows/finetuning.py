@@ -35,7 +35,7 @@ from fewmask.segmentation import (
     describe,
     predicted,
 )
-from fewmask.settings import FinetuneSettings, MaskFlags, PretrainSettings
+from fewmask.settings import FinetuneSettings, Machine, MaskFlags
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer
 from fewmask.workflows.launching import launch, say
@@ -65,20 +65,23 @@ def mask_options(flags: MaskFlags) -> MaskOptions:
 
 
 def prepare(
-    src: str,
-    options: MaskOptions,
-    geometry: Geometry,
-    *,
-    download: bool = False,
-    labels: Labels | None = None,
+    src: str, options: MaskOptions, geometry: Geometry, machine: Machine | None = None
 ) -> Prepared:
     """Open, check whole and cache the pairs. Raises UserError with all faults at once."""
-    pairs = open_pairs(src, options, download=download)
+    machine = machine or Machine()
+    pairs = open_pairs(src, options, download=machine.download)
     with progress("checking pairs") as report:
-        checked = check_pairs(pairs, labels, progress=report)
+        checked = check_pairs(pairs, progress=report)
     checked.raise_faults()
     with progress("reading pairs") as report:
-        cache = cached_pairs(pairs, checked.labels, geometry.size, geometry.resize, progress=report)
+        cache = cached_pairs(
+            pairs,
+            checked.labels,
+            geometry.size,
+            geometry.resize,
+            progress=report,
+            workers=machine.workers,
+        )
     return Prepared(pairs, checked, cache)
 
 
@@ -94,7 +97,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         settings.pairs,
         mask_options(settings),
         Geometry(settings.size, settings.resize),
-        download=settings.download,
+        settings,
     )
     for warning in prepared.checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -114,7 +117,7 @@ def own_budget(settings: FinetuneSettings, prepared: Prepared) -> Budget:
 
 def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
     prepared = prepare(
-        settings.pairs, mask_options(settings), Geometry(settings.size, settings.resize)
+        settings.pairs, mask_options(settings), Geometry(settings.size, settings.resize), settings
     )
     key = key_of(config_of(settings), prepared.pairs.fingerprint())
     budget = own_budget(settings, prepared)

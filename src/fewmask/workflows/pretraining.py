@@ -56,7 +56,9 @@ def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[Im
     images = open_images(settings.images, download=download)
     with progress("reading images") as report:
         side = store_side(images, settings.size)
-        cache = cached_images(images, side, settings.resize, progress=report)
+        cache = cached_images(
+            images, side, settings.resize, progress=report, workers=settings.workers
+        )
     if len(cache.names) < 2:
         raise UserError(
             f"{settings.images}: {len(cache.names)} usable image; pre-training compares at least 2"
