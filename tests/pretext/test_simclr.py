@@ -87,7 +87,7 @@ def test_views_are_a_function_of_seed_and_step() -> None:
 
 
 def test_a_few_steps_lower_the_loss() -> None:
-    """Pictures that differ in brightness alone, and views that leave it alone: easily told apart."""
+    """Pictures that differ in brightness alone, views that leave it alone: easily told apart."""
     levels = torch.linspace(10, 245, 8).to(torch.uint8)[:, None, None, None]
     pictures = levels.expand(8, 3, 24, 24).contiguous()
     views = Views(colour=0.0, grey=0.0, blur=0.0)

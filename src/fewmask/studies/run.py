@@ -24,7 +24,7 @@ from fewmask.progress import progress
 from fewmask.reporting.page import write_report
 from fewmask.runs import config_of, key_of, write_result
 from fewmask.segmentation import Geometry
-from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
+from fewmask.settings import FinetuneSettings, Machine, PretrainSettings, StudySettings
 from fewmask.studies.grid import Arm, Cell, Plan, load_plan
 from fewmask.studies.record import PATHS, Study, safe, write_facts, write_results
 from fewmask.types import StudyResult, UserError

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -42,9 +42,6 @@ from fewmask.workflows.launching import launch, say
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-Result = TypeVar("Result")
-Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)
 
 CHECKS = 20
 """How often a run by steps looks at its validation set; a run by epochs does so every epoch."""

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)
 
-CHECKS = 20
-"""How often a run by steps looks at its validation set; a run by epochs does so every epoch."""
-
 
 def say(fabric: Fabric, text: str) -> None:
     """A line on standard error, from the first process alone."""

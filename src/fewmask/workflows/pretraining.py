@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,19 +22,13 @@ from fewmask.optimisation import Optimisation
 from fewmask.pretext import PRETEXTS, Pretext
 from fewmask.progress import progress
 from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
-from fewmask.settings import FinetuneSettings, PretrainSettings
+from fewmask.settings import PretrainSettings
 from fewmask.training import Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
 from fewmask.workflows.launching import launch, say
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-Result = TypeVar("Result")
-Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)
-
-CHECKS = 20
-"""How often a run by steps looks at its validation set; a run by epochs does so every epoch."""
 
 
 def pretrain(settings: PretrainSettings) -> PretrainResult:
