@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -119,7 +120,9 @@ def _exported(model: Model, inputs: Tensor) -> Any:
 
 
 def _write_torch(model: Model, path: Path, inputs: Tensor) -> Reader:
-    with path.open("wb") as file:
+    with path.open("wb") as file, warnings.catch_warnings():
+        # Of weights in channels-last order; that they come back whole is checked below.
+        warnings.simplefilter("ignore", UserWarning)
         torch.export.save(_exported(model, inputs), file)
     with path.open("rb") as file:
         opened = torch.export.load(file).module()
