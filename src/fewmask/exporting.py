@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fewmask import decoders
-from fewmask.augment import normalise, to_unit
+from fewmask.augment import to_unit
 from fewmask.checkpoint import save_weights
 from fewmask.data.images import resize_image
 from fewmask.data.sources import MaskOptions, open_pairs
@@ -109,7 +109,13 @@ def _write_smp(model: Model, path: Path, _: Tensor) -> Reader:
     write_json_atomic(path / "config.json", decoders.smp_config(network))
     save_weights(path / "model.safetensors", network.state_dict(), {"format": "pt"})
     opened = smp.from_pretrained(str(path)).eval()
-    return lambda images: opened(normalise(images))
+
+    def read(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        logits: Tensor = opened(model.segmenter.seen(images))
+        return logits[..., :height, :width]
+
+    return read
 
 
 def _exported(model: Model, inputs: Tensor) -> Any:
@@ -152,7 +158,8 @@ def _write_openvino(model: Model, path: Path, inputs: Tensor) -> Reader:
     openvino = _needs("openvino")
     converted = openvino.convert_model(_exported(model, inputs))
     openvino.save_model(converted, str(path), compress_to_fp16=False)
-    compiled = openvino.Core().compile_model(str(path), "CPU")
+    # By itself it computes in bf16 where the processor can: that would be checked, not the export.
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0])
 
 

@@ -50,13 +50,18 @@ class Segmenter(nn.Module):
         the edge, and the logits cut back.
         """
         height, width = images.shape[-2:]
+        logits: Tensor = self.network(self.seen(images))
+        return logits[..., :height, :width].float()
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the network itself gets: normalised, and padded to a multiple of its stride."""
+        height, width = images.shape[-2:]
         stride = int(self.encoder.output_stride)  # type: ignore[arg-type]
         pad = (0, -width % stride, 0, -height % stride)
         x = normalise(images)
         if any(pad):
             x = functional.pad(x, pad, mode="replicate")
-        logits: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
-        return logits[..., :height, :width].float()
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class SegmentationTask(nn.Module):

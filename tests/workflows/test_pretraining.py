@@ -1,0 +1,90 @@
+"""pretrain as a whole: what it leaves, what it refuses, several processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fewmask
+from fewmask.checkpoint import read_weights
+from fewmask.data.sources import open_images
+from fewmask.types import UserError
+from fewmask.workflows.pretraining import default_lr, store_side
+
+SMALL = {"encoder": "resnet18", "size": 32, "steps": 2, "batch_size": 4}
+
+
+@pytest.fixture
+def pool(write_pairs: Callable[..., Path]) -> Path:
+    return write_pairs(8) / "images"
+
+
+def test_result_and_log_say_how_it_went(pool: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = fewmask.pretrain(images=str(pool), out=str(out), **SMALL)
+    assert (result.images, result.steps, result.pretext) == (8, 2, "simclr")
+    assert result.moved > 0
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"step", "loss", "nt_xent", "spread", "lr", "images_per_second", "waiting"} <= set(row)
+    assert 0 < row["spread"] < 2
+    table = json.loads((out / "result.json").read_text())
+    assert table["pool"] == "images"
+    assert table["versions"]["torch"]
+
+
+def test_a_run_can_go_on_from_another_one(pool: Path, tmp_path: Path) -> None:
+    first = fewmask.pretrain(images=str(pool), out=str(tmp_path / "a"), **SMALL)
+    second = fewmask.pretrain(
+        images=str(pool), out=str(tmp_path / "b"), init=str(tmp_path / "a"), **SMALL
+    )
+    assert second.transfer is not None
+    assert second.transfer.tensors == second.transfer.of_tensors
+    assert second.transfer.moved == pytest.approx(first.moved)
+
+
+def test_two_processes_leave_the_same_files(pool: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    fewmask.pretrain(images=str(pool), out=str(one), **SMALL)
+    result = fewmask.pretrain(images=str(pool), out=str(two), devices=2, device="cpu", **SMALL)
+    assert result.steps == 2
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    weights = [read_weights(out / "encoder.safetensors") for out in (one, two)]
+    # Batch norm sees half the views in each process, so near, not equal.
+    far = max(
+        float((weights[0][n].float() - weights[1][n].float()).abs().max()) for n in weights[0]
+    )
+    assert 0 < far < 1
+
+
+def test_a_mistake_in_a_process_is_the_user_s_own(
+    pool: Path, tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        fewmask.pretrain(images=str(tmp_path / "none"), out=str(tmp_path / "o"), **SMALL)
+    with pytest.raises(UserError, match="unknown pretext task jigsw"):
+        fewmask.pretrain(images=str(pool), out=str(tmp_path / "o"), pretext="jigsw", **SMALL)
+    single = tmp_path / "single"
+    single.mkdir()
+    Image.new("RGB", (40, 40)).save(single / "a.png")
+    with pytest.raises(UserError, match="1 usable image"):
+        fewmask.pretrain(images=str(single), out=str(tmp_path / "o"), **SMALL)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_pool_is_cached_with_room_for_crops_but_never_enlarged(tmp_path: Path) -> None:
+    for i, side in enumerate((50, 60, 70)):
+        picture = np.zeros((side, 90, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    images = open_images(str(tmp_path))
+    assert store_side(images, 30) == 40
+    assert store_side(images, 224) == 60
+
+
+def test_rates_scale_with_the_root_of_the_batch() -> None:
+    assert default_lr("adamw", 256) == 1e-3
+    assert default_lr("adamw", 64) == pytest.approx(5e-4)
