@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +230,27 @@ def test_a_full_disk_is_named(pairs: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"table\.json"):
             files.write_text_atomic(tmp_path / "table.json", "x")
     assert not list(tmp_path.glob("*table*"))
+
+
+def test_control_c_saves_and_says_how_to_go_on(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--encoder", "resnet18", "--size", "32", "--steps", "60", "--batch-size", "4"]
+    command = ["pretrain", "--images", str(pairs / "images"), *flags, "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fewmask", *command], stderr=subprocess.PIPE, text=True
+    )
+    log, deadline = out / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command again" in said
+    assert (out / "state.pt").exists()
+    done = len(log.read_text().splitlines())
+    assert 0 < done < 60
+    again = fewmask(*command)
+    assert again.returncode == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 61))
+    assert not (out / "state.pt").exists()

@@ -61,11 +61,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def write_result(out: Path, result: Any, **more: Any) -> None:
-    """result.json, written last: its being there is what makes a run done."""
+def write_result(folder: Path, result: Any, **more: Any) -> None:
+    """result.json, written last: its being there is what makes a run done.
+
+    The state that a killed run would have resumed from goes after it.
+    """
     table = asdict(result) | more | {"versions": versions()}
     table["out"] = str(result.out)
-    write_text_atomic(out / "result.json", json.dumps(table, indent=1, default=str) + "\n")
+    write_text_atomic(folder / "result.json", json.dumps(table, indent=1, default=str) + "\n")
+    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def read_result(out: Path, kind: type[Result]) -> Result | None:

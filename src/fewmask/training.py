@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,6 +72,10 @@ class _Memory:
     best: Scores = field(default_factory=dict)
     best_weights: dict[str, Tensor] | None = None
     average: dict[str, Tensor] | None = None
+    window: dict[str, Tensor] = field(default_factory=dict)
+    """Sums of what is shown, over the steps since the last row of the log."""
+    window_seconds: float = 0.0
+    window_waiting: float = 0.0
 
 
 Keep = Literal["best", "last", "average"]
@@ -99,21 +106,18 @@ def fit(
 ) -> Fitted:
     """Train `task` on `stream` for `run.steps`; the task holds the kept weights afterwards.
 
-    Raises UserError where the loss stops being finite, or where the folder holds a state of
-    another run. A KeyboardInterrupt saves the state and goes on its way.
+    The folder then holds the state of the last step, so that what comes after the training can be
+    killed as well; whoever writes the result removes it. Raises UserError where the loss stops
+    being finite, or where the folder holds a state of another run. Control-C finishes the step,
+    saves the state and raises KeyboardInterrupt.
     """
     optimizer = run.optimisation.build(groups)
     state_path = run.out / "state.pt"
     memory = _resume(state_path, run.key, task, optimizer)
     loop = _Loop(fabric, task, optimizer, stream, run, check, memory)
-    try:
-        loop.go()
-    except KeyboardInterrupt:
-        loop.save_at_boundary()
-        raise
+    with _deferred_interrupt() as interrupted:
+        loop.go(interrupted)
     loop.load_kept()
-    if fabric.is_global_zero:
-        state_path.unlink(missing_ok=True)
     m = memory
     return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
 
@@ -152,32 +156,33 @@ class _Loop:
         self.log_path = run.out / "metrics.jsonl"
         self.rows = _rows_until(self.log_path, memory.step)
         self.saved = time.monotonic()
-        self.window: dict[str, Tensor] = {}
-        self.waiting = 0.0
         if fabric.is_global_zero:
             run.out.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.log_path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
-    def go(self) -> None:
-        since = time.monotonic()
+    def go(self, interrupted: Callable[[], bool]) -> None:
+        m = self.memory
         self.task.train()
-        for step in range(self.memory.step, self.run.steps):
+        for step in range(m.step, self.run.steps):
+            began = time.monotonic()
             self.one_step(step)
-            done = step + 1
-            last = done == self.run.steps
-            checked = self.check is not None and (last or done % self.check.every == 0)
-            if done % self.log_every == 0 or last or checked:
-                self.log(done, time.monotonic() - since, checked)
-                now = time.monotonic()
-                self.memory.seconds += now - since
-                self.memory.step, since = done, now
-                if not last and time.monotonic() - self.saved > SAVE_SECONDS:
-                    self.save()
+            m.step = step + 1
+            m.window_seconds += time.monotonic() - began
+            last = m.step == self.run.steps
+            checked = self.check is not None and (last or m.step % self.check.every == 0)
+            if m.step % self.log_every == 0 or last or checked:
+                self.log(checked)
+            m.seconds += time.monotonic() - began
+            stop = interrupted()
+            if last or stop or time.monotonic() - self.saved > SAVE_SECONDS:
+                self.save()
+            if stop:
+                raise KeyboardInterrupt
 
     def one_step(self, step: int) -> None:
         began = time.monotonic()
         batch = self.stream.at(step).to(self.fabric.device)
-        self.waiting += time.monotonic() - began
+        self.memory.window_waiting += time.monotonic() - began
         # Dropout draws from the global generator: a stream of its own for each process.
         drawn = step_generator(self.stream.seed, step, "cpu", 1000 + self.stream.rank)
         torch.manual_seed(drawn.initial_seed())
@@ -194,7 +199,8 @@ class _Loop:
         shown = {"loss": loss, **losses, **getattr(self.plain, "signals", {})}
         for name, value in shown.items():
             value = value.detach().float()
-            self.window[name] = self.window[name] + value if name in self.window else value
+            window = self.memory.window
+            window[name] = window[name] + value if name in window else value
 
     def average(self) -> None:
         """Exponential moving average of all floating-point state."""
@@ -205,15 +211,16 @@ class _Loop:
             held = [self.memory.average[k] for k in now]
             torch._foreach_lerp_(held, [v.detach() for v in now.values()], 1 - AVERAGE_DECAY)
 
-    def log(self, done: int, seconds: float, checked: bool) -> None:
+    def log(self, checked: bool) -> None:
         """One row of metrics.jsonl: means over the steps since the last one."""
+        m, done = self.memory, self.memory.step
         steps = done - (self.rows[-1]["step"] if self.rows else 0)
         row: dict[str, Any] = {"step": done, "epoch": done / self.stream.steps_per_epoch}
-        row |= {k: v.item() / steps for k, v in self.window.items()}
+        row |= {k: v.item() / steps for k, v in m.window.items()}
         row["lr"] = self.optimizer.param_groups[-1]["lr"]
-        row["images_per_second"] = steps * self.stream.size / max(seconds, 1e-9)
-        row["waiting"] = self.waiting / max(seconds, 1e-9)
-        self.window, self.waiting = {}, 0.0
+        row["images_per_second"] = steps * self.stream.size / max(m.window_seconds, 1e-9)
+        row["waiting"] = m.window_waiting / max(m.window_seconds, 1e-9)
+        m.window, m.window_seconds, m.window_waiting = {}, 0.0, 0.0
         if not math.isfinite(row["loss"]):
             raise UserError(
                 f"the loss became {row['loss']} within the {steps} steps before step {done}. "
@@ -254,16 +261,31 @@ class _Loop:
             save_state(self.run.out / "state.pt", state)
         self.saved = time.monotonic()
 
-    def save_at_boundary(self) -> None:
-        """After Control-C: the state only if no step has run since the last row of the log."""
-        if not self.window and self.memory.step:
-            self.save()
-
     def load_kept(self) -> None:
         kept = {"best": self.memory.best_weights, "average": self.memory.average}
         weights = kept.get(self.run.keep)
         if weights is not None:
             self.plain.load_state_dict({**self.plain.state_dict(), **weights})
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block Control-C only makes the function it gives say True; a second one stops."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
