@@ -93,15 +93,15 @@ class Views:
         faults = _improper(self, ("flip", "jitter", "grey", "blur"))
         if not 0 < self.crop_min <= self.crop_max <= 1:
             faults.append(
-                f"crop_min {self.crop_min:g} and crop_max {self.crop_max:g} must satisfy "
+                f"--crop-min {self.crop_min:g} and --crop-max {self.crop_max:g} must satisfy "
                 "0 < crop_min <= crop_max <= 1; they are shares of the image's area."
             )
         if not 0 <= self.colour <= 2.5:
-            faults.append(f"colour {self.colour:g} must lie in 0..2.5; Chen has 0.5 and 1.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            faults.append(f"ratio {self.ratio} must be two positive numbers, smaller first.")
-        if not 0 < self.sigma[0] <= self.sigma[1]:
-            faults.append(f"sigma {self.sigma} must be two positive numbers, smaller first.")
+            faults.append(f"--colour {self.colour:g} must lie in 0..2.5; Chen has 0.5 and 1.")
+        if not _is_range(self.ratio):
+            faults.append(f"--ratio {self.ratio} must be two positive numbers, smaller first.")
+        if not _is_range(self.sigma):
+            faults.append(f"--sigma {self.sigma} must be two positive numbers, smaller first.")
         if faults:
             raise UserError(*faults)
 
@@ -274,7 +274,7 @@ class PairAugment:
 
     def __post_init__(self) -> None:
         faults = _improper(self, ("flip", "shift", "brightness", "contrast"))
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if not _is_range(self.scale):
             faults.append(f"scale {self.scale} must be two positive numbers, smaller first.")
         if faults:
             raise UserError(*faults)
@@ -365,7 +365,12 @@ def _light(images: Tensor, factors: Tensor) -> Tensor:
     return torch.addcmul(level[:, None, None, None], images, gain).clamp_(0, 1)
 
 
+def _is_range(numbers: tuple[float, ...]) -> bool:
+    """Whether these are two positive numbers, the smaller first."""
+    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1] < math.inf
+
+
 def _improper(settings: Views | PairAugment, names: tuple[str, ...]) -> list[str]:
     """A fault for each named field that is not between 0 and 1."""
     values = {name: getattr(settings, name) for name in names}
-    return [f"{n} {v:g} must lie in 0..1." for n, v in values.items() if not 0 <= v <= 1]
+    return [f"--{n} {v:g} must lie in 0..1." for n, v in values.items() if not 0 <= v <= 1]

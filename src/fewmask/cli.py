@@ -233,7 +233,7 @@ def run_export(settings: Any) -> int:
     """Export, then where the file lies."""
     from fewmask import api
 
-    print(f"{settings.format}: {api.export(**vars(settings))}")
+    print(f"export: {api.export(**vars(settings))}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fewmask.data.check import check_pairs
 from fewmask.data.sources import MaskOptions, Pair, open_pairs
 from fewmask.devices import pick_device
 from fewmask.files import write_json_atomic, write_text_atomic
-from fewmask.inference import Model, Pixels, load_run, logits_of, save_picture
+from fewmask.inference import Model, Pixels, load_run, logits_of, own_folder, save_picture
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, scores
 from fewmask.progress import Report, progress, silent
@@ -113,6 +114,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     faults of the pairs before anything is written.
     """
     device = pick_device(settings.device)
+    out = Path(settings.out)
+    own_folder(out, {"metrics.json", "per_image.csv", "overlays"})
     model = load_run(settings.run, device)
     pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
     own = model.segmenter.labels
@@ -125,7 +128,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
             f"knows {own.n_classes} ({', '.join(own.names)}). "
             "Pass --border or --mask-values to match"
         )
-    out = Path(settings.out)
+    for old in ("metrics.json", "per_image.csv"):
+        (out / old).unlink(missing_ok=True)
+    shutil.rmtree(out / "overlays", ignore_errors=True)
 
     def keep(pair: Pair, pixels: Pixels, truth: Pixels, mask: Pixels) -> None:
         save_picture(out / "overlays" / f"{pair.name}.png", error_overlay(pixels, truth, mask))
@@ -165,12 +170,8 @@ def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
         names = trained["classes"]
         return MaskOptions(trained["border"], tuple(names) if names else None)
     border = settings.border or trained["border"]
-    return MaskOptions(
-        border,
-        settings.classes or model.segmenter.labels.names,
-        settings.ignore,
-        settings.mask_values,
-    )
+    names = model.segmenter.labels.names if border == trained["border"] else None
+    return MaskOptions(border, settings.classes or names, settings.ignore, settings.mask_values)
 
 
 def _trained_on(run: Path) -> set[str]:

@@ -7,10 +7,12 @@ All but smp take images [B,3,S,S] of values 0 to 1 (RGB, S the run's --size) and
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +27,7 @@ from fewmask.checkpoint import save_weights
 from fewmask.data.images import resize_image
 from fewmask.data.sources import MaskOptions, open_pairs
 from fewmask.files import write_json_atomic
-from fewmask.inference import Model, load_run
+from fewmask.inference import Model, load_run, own_folder
 from fewmask.settings import ExportSettings
 from fewmask.types import UserError
 
@@ -46,15 +48,22 @@ def export(settings: ExportSettings) -> Path:
     out = Path(settings.out)
     if out.exists():
         raise UserError(f"{out}: exists. Choose another --out")
+    own_folder(out, set())
+    by_ending = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch", "": "smp"}
+    kind = settings.format or by_ending.get(out.suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"{out}: no format goes by the ending {out.suffix}. Pass --format {', '.join(WRITERS)}"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     _remove(partial)
     try:
-        read = WRITERS[settings.format](model, partial, inputs)
-        compare(model, read, inputs, settings.format)
+        read = WRITERS[kind](model, partial, inputs)
+        compare(model, read, inputs, kind)
         os.replace(partial, out)
         weights = partial.with_suffix(".bin")
-        if settings.format == "openvino" and weights.exists():
+        if kind == "openvino" and weights.exists():
             os.replace(weights, out.with_suffix(".bin"))
     finally:
         _remove(partial)
@@ -98,7 +107,9 @@ def _needs(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"this format needs {name}. pip install 'fewmask[export]'") from None
+        raise UserError(
+            f"this format needs {name}. Install the extra `export` (pip install '.[export]')"
+        ) from None
 
 
 def _write_smp(model: Model, path: Path, _: Tensor) -> Reader:
@@ -108,7 +119,8 @@ def _write_smp(model: Model, path: Path, _: Tensor) -> Reader:
     path.mkdir()
     write_json_atomic(path / "config.json", decoders.smp_config(network))
     save_weights(path / "model.safetensors", network.state_dict(), {"format": "pt"})
-    opened = smp.from_pretrained(str(path)).eval()
+    with redirect_stdout(io.StringIO()):  # the hub's library says where it loads from
+        opened = smp.from_pretrained(str(path)).eval()
 
     def read(images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -13,12 +13,11 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-from fewmask.types import UserError
+from fewmask.types import UserError, is_union
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +57,7 @@ def options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
 
 def _plain(hint: Any) -> Any:
     """The type without `| None`; a union with str is str (a component, named on the line)."""
-    if get_origin(hint) in (Union, UnionType):
+    if is_union(hint):
         kinds = [a for a in get_args(hint) if a is not type(None)]
         return str if str in kinds else kinds[0]
     return hint
@@ -117,7 +116,7 @@ def _add(
     group: Any, field: Field[Any], kind: Any, text: str, positional: bool, repeated: bool
 ) -> None:
     default = _default(field)
-    if default not in (MISSING, None, ()) and not positional:
+    if default not in (MISSING, None, (), False) and not positional:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default: {shown})"
     text = text.replace("%", "%%")

@@ -100,9 +100,10 @@ def predict(settings: PredictSettings) -> PredictResult:
     from fewmask.devices import pick_device
 
     device = pick_device(settings.device)
+    out = Path(settings.out)
+    own_folder(out, {"masks", "overlays"})
     model = load_run(settings.run, device)
     found = named_images(settings.paths)
-    out = Path(settings.out)
     masks: list[Path] = []
     overlays: list[Path] = []
     with progress("predicting") as report:
@@ -114,6 +115,18 @@ def predict(settings: PredictSettings) -> PredictResult:
             save_picture(overlays[-1], overlay(pixels, mask))
             report(len(masks), len(found))
     return PredictResult(out, tuple(masks), tuple(overlays))
+
+
+def own_folder(out: Path, names: set[str]) -> None:
+    """Raises UserError where `out` is a file, lies under one, or holds more than `names`."""
+    inside = next(path for path in (out, *out.parents) if path.exists())
+    if not inside.is_dir():
+        raise UserError(f"{out}: {inside} is a file. Choose another --out")
+    others = sorted({path.name for path in out.iterdir()} - names) if out.exists() else []
+    if others:
+        raise UserError(
+            f"{out}: holds {others[0]}, which this command did not write. Choose another --out"
+        )
 
 
 def masks_of(
@@ -145,6 +158,8 @@ def named_images(paths: Sequence[str]) -> list[tuple[str, ImageItem]]:
     for path in paths:
         try:
             single = Path(path).is_file()
+            if not Path(path).exists() and ":" not in path:
+                raise UserError(f"{path}: no such file or folder. Mend the path")
             items = [open_file(path)] if single else open_images(path).items
             for item in items:
                 name = PurePosixPath(item.name)

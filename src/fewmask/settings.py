@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from os import PathLike
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from fewmask.types import Border, Precision, Recipe, Resize, UserError
+from fewmask.types import Border, Precision, Recipe, Resize, UserError, is_union
 
 if TYPE_CHECKING:
     from fewmask.pretext import Pretext
@@ -22,23 +24,80 @@ Keep = Literal["best", "last", "average"]
 Format = Literal["onnx", "openvino", "smp", "torch"]
 
 
-def _positive(settings: object, *names: str) -> list[str]:
-    """Faults of the numbers that must be finite and above zero."""
-    faults = []
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            faults.append(f"--{name.replace('_', '-')} {value}: expected a number above 0")
-    return faults
+RANGES: dict[str, tuple[float, float, str]] = {
+    "size": (16, 8192, "16 to 8192 pixels"),
+    "epochs": (1, math.inf, "a number above 0"),
+    "steps": (1, math.inf, "a number above 0"),
+    "batch_size": (2, math.inf, "at least 2 (batch norm and contrast compare images)"),
+    "lr": (1e-300, math.inf, "a number above 0"),
+    "warmup": (0, 1, "a share of the steps, 0 to 1"),
+    "weight_decay": (0, math.inf, "0 or more"),
+    "encoder_lr": (0, math.inf, "a ratio, 0 or more"),
+    "dev": (1e-300, 1, "a fraction of the pairs, above 0 and up to 1"),
+    "masks": (1, math.inf, "a number above 0"),
+    "repeats": (1, math.inf, "a number above 0"),
+    "seed": (0, 2**63 - 1, "a whole number of 0 or more"),
+    "devices": (1, 4096, "a number above 0"),
+    "workers": (1, 4096, "a number above 0"),
+}
+"""Smallest and largest value of the numbers, and what to call that."""
+
+PATHS = {"images", "pairs", "init", "weights", "run", "out", "study"}
 
 
-def _refuse(faults: list[str]) -> None:
-    if faults:
-        raise UserError(*faults)
+class Settings:
+    """What all settings share: types, ranges and paths are checked as soon as they are made."""
+
+    def __post_init__(self) -> None:
+        faults: list[str] = []
+        hints = get_type_hints(type(self), localns={"Pretext": Any})
+        for field in fields(self):  # type: ignore[arg-type]
+            value, faulty = _accepted(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+            faults += faulty
+        faults = faults or self.contradictions()
+        if faults:
+            raise UserError(*faults)
+
+    def contradictions(self) -> list[str]:
+        """Faults of settings that do not go together."""
+        given = [
+            f"--{name}" for name in ("epochs", "steps") if getattr(self, name, None) is not None
+        ]
+        return [f"{' and '.join(given)} are both given: choose one"] if len(given) > 1 else []
+
+
+def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
+    """The value in the field's type, or a fault. Paths become text without a last slash."""
+    kinds = [a for a in get_args(hint) if a is not NoneType] if is_union(hint) else [hint]
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or Any in kinds:
+        return value, []
+    if get_origin(kinds[0]) is tuple:
+        if isinstance(value, str | bytes | PathLike | int | float):
+            value = (value,)
+        found = [_accepted(name, one, get_args(kinds[0])[0]) for one in value]
+        return tuple(one for one, _ in found), [fault for _, faulty in found for fault in faulty]
+    if get_origin(kinds[0]) is Literal:
+        known = get_args(kinds[0])
+        fault = f"{flag} {value}: expected one of {', '.join(map(str, known))}"
+        return value, [] if value in known else [fault]
+    if isinstance(value, PathLike) and str in kinds:
+        value = str(value)
+    if name in PATHS and isinstance(value, str) and len(value) > 1:
+        value = value.rstrip("/")
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        words = " or ".join(kind.__name__ for kind in kinds)
+        return value, [f"{flag} {value!r}: expected {words}"]
+    low, high, words = RANGES.get(name, (-math.inf, math.inf, ""))
+    outside = isinstance(value, int | float) and not low <= value <= high
+    return value, [f"{flag} {value}: expected {words}"] if outside else []
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Machine(Settings):
     """Where and how a command computes; changes speed, not what is computed."""
 
     device: str = "auto"
@@ -54,7 +113,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskFlags:
+class MaskFlags(Settings):
     """How masks are read."""
 
     border: Border = "ignore"
@@ -108,14 +167,6 @@ class PretrainSettings(Machine):
     """Decoupled weight decay; biases and norms are exempt."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
-
-    def __post_init__(self) -> None:
-        faults = _positive(self, "size", "epochs", "steps", "batch_size", "lr", "devices")
-        if self.epochs is not None and self.steps is not None:
-            faults.append("--epochs and --steps are both given: choose one")
-        if self.batch_size == 1:
-            faults.append("--batch-size 1: a contrastive step compares at least 2 images")
-        _refuse(faults)
 
 
 RECIPES: dict[Recipe, dict[str, Any]] = {
@@ -204,13 +255,11 @@ class FinetuneSettings(MaskFlags, Machine):
     seed: int = 0
     """Of the split, the weights, the order and the augmentation."""
 
-    def __post_init__(self) -> None:
-        faults = _positive(self, "size", "epochs", "steps", "batch_size", "lr", "dev", "masks")
-        if self.epochs is not None and self.steps is not None:
-            faults.append("--epochs and --steps are both given: choose one")
-        if self.dev is not None and self.masks is not None:
-            faults.append("--dev and --masks are both given: choose one")
-        _refuse(faults)
+    def contradictions(self) -> list[str]:
+        """Steps with epochs, and --dev with --masks."""
+        both = self.dev is not None and self.masks is not None
+        more = ["--dev and --masks are both given: choose one"] if both else []
+        return [*super().contradictions(), *more]
 
     def resolved(self) -> FinetuneSettings:
         """The same with every open field filled from the recipe."""
@@ -249,15 +298,15 @@ class PredictSettings(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """Write a run's model in another format, checked against the original on real inputs."""
 
     run: str
     """The folder of a fine-tuning run."""
     out: str
     """The file to write (smp: a folder)."""
-    format: Format = "onnx"
-    """The format."""
+    format: Format | None = None
+    """The format (default: by the ending of --out: .onnx, .xml openvino, .pt2 torch, none smp)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +322,7 @@ class CheckSettings(MaskFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings:
+class StudySettings(Settings):
     """Compare starting points x label budgets x repeats on one held-out test set."""
 
     plan: str
@@ -294,6 +343,12 @@ class StudySettings:
     """In place of the plan's fine-tuning recipe."""
     border: Border | None = None
     """In place of the plan's reading of Oxford-IIIT Pet's border class."""
+    classes: tuple[str, ...] | None = None
+    """In place of the plan's names of the classes, separated by commas."""
+    ignore: int | None = None
+    """In place of the plan's ignored value in mask files."""
+    mask_values: tuple[int, ...] | None = None
+    """In place of the plan's values in mask files, in class order, separated by commas."""
     size: int | None = None
     """In place of the plan's size, in pixels."""
     resize: Resize | None = None
@@ -321,12 +376,9 @@ class StudySettings:
     download: bool = False
     """Download a known data set that is not there."""
 
-    def __post_init__(self) -> None:
-        _refuse(_positive(self, "size", "epochs", "steps", "batch_size", "lr", "repeats"))
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings:
+class ReportSettings(Settings):
     """Table, figures and page of a study again, from what is there."""
 
     study: str
@@ -334,7 +386,7 @@ class ReportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings:
+class DemoSettings(Settings):
     """The whole study on a small generated data set, in under three minutes on two cores."""
 
     out: str = "demo"

@@ -118,6 +118,11 @@ def fit(
     with _deferred_interrupt() as interrupted:
         loop.go(interrupted)
     loop.load_kept()
+    if not all(torch.isfinite(p).all() for p in task.parameters()):
+        raise UserError(
+            f"weights became not finite within {run.steps} steps, though the loss stayed so. "
+            f"Lower --lr (now {run.optimisation.lr:g}) or choose --precision 32"
+        )
     m = memory
     return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
 

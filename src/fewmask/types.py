@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_origin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,11 @@ class Labels:
     def n_logits(self) -> int:
         """Two classes are one sigmoid channel (the logit of class 1), more are a softmax."""
         return 1 if self.n_classes == 2 else self.n_classes
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a type is `A | B`."""
+    return get_origin(hint) in (Union, UnionType)
 
 
 class Batch(NamedTuple):

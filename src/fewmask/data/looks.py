@@ -84,9 +84,11 @@ def _look(pair: Pair) -> Seen:
     except Undecodable as problem:
         faults.append(cannot(problem))
     if pixels is not None and values is not None and pixels.shape[:2] != values.shape:
+        turned = values.shape == pixels.shape[1::-1]
+        hint = " (if its EXIF turns the image, turn the mask as well)" if turned else ""
         faults.append(
             f"{pair.mask.where}: {values.shape[1]} x {values.shape[0]} pixels, its image "
-            f"{pixels.shape[1]} x {pixels.shape[0]}. Save the mask at its image's size"
+            f"{pixels.shape[1]} x {pixels.shape[0]}. Save the mask at its image's size{hint}"
         )
     counts = [] if values is None else np.bincount(values.ravel(), minlength=256).tolist()
     return Seen(

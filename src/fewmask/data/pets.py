@@ -49,6 +49,10 @@ def locate(src: str, path: Path, download: bool) -> Path:
     )
 
 
+MANY = 10
+"""More faults of one kind than this are told in one line."""
+
+
 def listed(root: Path) -> set[str] | None:
     """The names in annotations/list.txt, or None where it is not there."""
     path = root / "annotations" / "list.txt"
@@ -78,7 +82,8 @@ def _refuse(src: str, options: MaskOptions) -> None:
     if options.classes and len(options.classes) != n:
         faults.append(
             f"{src}: {len(options.classes)} class names ({', '.join(options.classes)}); with "
-            f"--border {options.border} the trimaps have {n} classes ({', '.join(NAMES[:n])})"
+            f"--border {options.border} the trimaps have {n} classes ({', '.join(NAMES[:n])}). "
+            "Name as many, or choose another --border"
         )
     if faults:
         raise UserError(*faults)
@@ -99,6 +104,13 @@ def pairs(src: str, path: Path, options: MaskOptions, *, download: bool = False)
             "Download the data set again, or take it from the list"
             for name in sorted(names - there)
         ]
+        if len(faults) > MANY:
+            first = faults[0].split(":")[0]
+            faults = [
+                f"{root / 'annotations' / 'list.txt'}: names {len(faults)} pictures that are not "
+                f"there, nor their trimaps; the first is {first}. Download the data set again, "
+                "or remove list.txt to take what is there"
+            ]
         found = [item for item in found if Path(item.name).stem in names]
         masks = [item for item in masks if Path(item.name).stem in names]
     items, more = match(found, masks, "annotations/trimaps/")

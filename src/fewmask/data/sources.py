@@ -233,6 +233,11 @@ def open_pairs(src: str, options: MaskOptions | None = None, *, download: bool =
 
     kind, path = split_source(src)
     options = options or MaskOptions()
+    if kind is None and options.border != "ignore":
+        raise UserError(
+            f"--border {options.border} is for oxford-iiit-pet: alone; {src} is a folder. "
+            "Use --mask-values or --ignore for its masks"
+        )
     if kind is None:
         return folders.pairs(src, existing(src, path), options)
     if kind != "oxford-iiit-pet":

@@ -125,7 +125,7 @@ def _table(plan: str) -> tuple[str, dict[str, Any]]:
     if plan in plan_names():
         with resources.as_file(resources.files("fewmask") / "plans" / f"{plan}.toml") as path:
             return f"plan {plan}", read_toml(str(path))
-    if not Path(plan).exists() and not plan.endswith(".toml"):
+    if not Path(plan).is_file() and not plan.endswith(".toml"):
         known = plan_names()
         raise UserError(
             f"unknown plan {plan}{near(plan, known)}; known: {', '.join(known)}, or a TOML file"
@@ -135,7 +135,7 @@ def _table(plan: str) -> tuple[str, dict[str, Any]]:
 
 def _overlay(table: dict[str, Any], settings: StudySettings) -> None:
     """Flags take the place of the plan's entries."""
-    for name in (*SHARED, "border"):
+    for name in (*SHARED, *MASKS):
         value = getattr(settings, name)
         if value is not None:
             table[name] = value
@@ -194,7 +194,8 @@ def _unknown(where: str, section: str, table: Any, known: Any, faults: list[str]
         return
     for key in table:
         if key not in known:
-            faults.append(f"{where}: {section}unknown key {key}{near(key, list(known))}")
+            hint = "; it belongs into [finetune]" if not section and key in TRAINING else ""
+            faults.append(f"{where}: {section}unknown key {key}{hint or near(key, list(known))}")
 
 
 def _finetune(where: str, table: dict[str, Any], settings: StudySettings) -> FinetuneSettings:

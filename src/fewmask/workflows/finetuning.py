@@ -37,7 +37,7 @@ from fewmask.segmentation import (
 )
 from fewmask.settings import FinetuneSettings, Machine, MaskFlags
 from fewmask.training import Check, Fitted, Run, fit
-from fewmask.types import FinetuneResult, Labels, Transfer
+from fewmask.types import FinetuneResult, Labels, Transfer, UserError
 from fewmask.workflows.launching import launch, say
 
 if TYPE_CHECKING:
@@ -108,6 +108,10 @@ def own_budget(settings: FinetuneSettings, prepared: Prepared) -> Budget:
     """All pairs, or the share that --dev or --masks asks for, in training and validation."""
     n = len(prepared.pairs.items)
     asked: float | int = settings.masks or settings.dev or n
+    if settings.masks and not 2 <= settings.masks <= n:
+        raise UserError(
+            f"--masks {settings.masks}: {settings.pairs} holds {n} pairs; expected 2 to {n}"
+        )
     whole = Split(test=(), rest=tuple(range(n)), seed=settings.seed)
     return take(order(whole, 0, settings.seed), n, asked, prepared.checked.groups)
 
@@ -136,7 +140,16 @@ def start_model(settings: FinetuneSettings, labels: Labels) -> tuple[Segmenter, 
         weights=settings.weights,
         allow_partial=settings.allow_partial,
     )
-    return segmenter, transfer
+    try:
+        with torch.inference_mode():
+            segmenter.eval()(torch.zeros(1, 3, settings.size, settings.size))
+    except (RuntimeError, ValueError) as problem:
+        why = " ".join(str(problem).split())
+        raise UserError(
+            f"--decoder {settings.decoder} on --encoder {settings.encoder} cannot work at --size "
+            f"{settings.size} ({why}). Choose a larger --size, or another decoder"
+        ) from problem
+    return segmenter.train(), transfer
 
 
 def train(
@@ -180,7 +193,14 @@ def train(
             settings.keep or "last",
             report if fabric.is_global_zero else silent,
         )
-        fitted = fit(fabric, task, task.groups(settings.encoder_lr or 1.0), stream, run, check)
+        fitted = fit(
+            fabric,
+            task,
+            task.groups(1.0 if settings.encoder_lr is None else settings.encoder_lr),
+            stream,
+            run,
+            check,
+        )
     final = check.score() if settings.keep != "best" else fitted.best
     result = FinetuneResult(
         out=out,
