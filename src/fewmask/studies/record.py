@@ -19,7 +19,6 @@ from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.metrics import DEFINITIONS
 from fewmask.runs import config_of, key_of, versions
-from fewmask.settings import StudySettings
 from fewmask.studies.grid import Cell, Plan
 from fewmask.types import IGNORED, UserError
 from fewmask.workflows import Prepared
@@ -125,7 +124,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def write_facts(study: Study, settings: StudySettings, command: str) -> None:
+def write_facts(study: Study, command: str) -> None:
     """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
     names = [pair.name for pair in pairs.items]

@@ -43,7 +43,8 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
     out = Path(settings.out)
     study = _prepare(plan, out, settings)
     cells = list(plan.cells())
-    write_facts(study, settings, command)
+    write_facts(study, command)
+    write_results(study, cells)
     for i, cell in enumerate(cells):
         if not (study.folder(cell) / "result.json").exists():
             print(
