@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["UserError", "__version__", "check", "evaluate", "export", "finetune", "predict"]
+__all__ = ["UserError", "__version__", "check", "demo", "evaluate", "export", "finetune", "predict"]
 __all__ += ["pretrain", "report", "study"]
 
 if TYPE_CHECKING:
-    from fewmask.api import check, evaluate, export, finetune, predict, pretrain, report, study
+    from fewmask.api import (
+        check,
+        demo,
+        evaluate,
+        export,
+        finetune,
+        predict,
+        pretrain,
+        report,
+        study,
+    )
     from fewmask.types import UserError
 
 

@@ -35,6 +35,7 @@ from fewmask.types import (
     PredictResult,
     PretrainResult,
     StudyResult,
+    UserError,
 )
 
 P = ParamSpec("P")
@@ -127,6 +128,8 @@ def demo(settings: DemoSettings) -> StudyResult:
     from fewmask.studies.run import run_study
 
     out = Path(settings.out)
+    if out.exists() and not (out / "data").exists() and any(out.iterdir()):
+        raise UserError(f"{out}: exists and holds no demo. Choose another --out")
     if not (out / "data" / "unlabelled").exists():
         write_toy(out / "data", pairs=60, unlabelled=240, size=64, seed=settings.seed)
     data = str(out / "data")

@@ -20,7 +20,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     names = sorted({name for row in rows for name in row})
     signals = [n for n in names if n not in ASIDE and not n.startswith("val_")]
     panels = [["loss", "val_loss"], *([["val_iou"]] if "val_iou" in names else [])]
-    panels += [[name] for name in signals if f"{name}" != "nt_xent" and name not in ("bce", "dice")]
+    parts = {n for n in signals if all(r.get(n) == r.get("loss") for r in rows)}
+    panels += [[name] for name in signals if name not in parts]
     figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

@@ -165,13 +165,20 @@ def _said(settings: EvaluateSettings) -> bool:
 
 
 def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
+    """The run's own reading of masks, flags in place of its parts."""
     trained = model.described["options"]
-    if not _said(settings):
-        names = trained["classes"]
-        return MaskOptions(trained["border"], tuple(names) if names else None)
-    border = settings.border or trained["border"]
-    names = model.segmenter.labels.names if border == trained["border"] else None
-    return MaskOptions(border, settings.classes or names, settings.ignore, settings.mask_values)
+    pets = settings.pairs.partition(":")[0] == "oxford-iiit-pet"
+    border = settings.border or (trained["border"] if pets else "ignore")
+    names = model.segmenter.labels.names if border == trained["border"] or not pets else None
+    if pets:
+        return MaskOptions(border, settings.classes or names, settings.ignore, settings.mask_values)
+    values = settings.mask_values or trained["mask_values"]
+    return MaskOptions(
+        border,
+        settings.classes or names,
+        trained["ignore"] if settings.ignore is None else settings.ignore,
+        None if values is None else tuple(values),
+    )
 
 
 def _trained_on(run: Path) -> set[str]:

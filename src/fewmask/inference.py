@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from fewmask.augment import to_unit
 from fewmask.checkpoint import read_weights
 from fewmask.data.images import Undecodable, resize_image
 from fewmask.data.sources import ImageItem, open_file, open_images
+from fewmask.files import write_bytes_atomic
 from fewmask.progress import progress
 from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
 from fewmask.settings import PredictSettings
@@ -122,7 +124,10 @@ def own_folder(out: Path, names: set[str]) -> None:
     inside = next(path for path in (out, *out.parents) if path.exists())
     if not inside.is_dir():
         raise UserError(f"{out}: {inside} is a file. Choose another --out")
-    others = sorted({path.name for path in out.iterdir()} - names) if out.exists() else []
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    others = sorted(found - names)
+    if found == {"masks"}:  # half of what we write, or somebody's own masks
+        others = ["masks"]
     if others:
         raise UserError(
             f"{out}: holds {others[0]}, which this command did not write. Choose another --out"
@@ -184,10 +189,11 @@ def named_images(paths: Sequence[str]) -> list[tuple[str, ImageItem]]:
 
 
 def save_picture(path: Path, pixels: Pixels | Image.Image) -> None:
-    """A PNG, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A PNG (or JPEG, by the ending), with its folder."""
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    picture.save(path)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="JPEG" if path.suffix == ".jpg" else "PNG")
+    write_bytes_atomic(path, encoded.getvalue())
 
 
 def save_mask(path: Path, mask: Pixels) -> None:

@@ -44,7 +44,7 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
                     f"{out}: another run's folder (its {name} is {before.get(name)}, "
                     f"this one's {config.get(name)}). Choose another --out"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(p.suffix != ".tmp" for p in out.iterdir())):
         raise UserError(f"{out}: exists and is no run folder. Choose another --out")
 
 
@@ -72,12 +72,20 @@ def write_result(folder: Path, result: Any, **more: Any) -> None:
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def read_result(out: Path, kind: type[Result]) -> Result | None:
-    """The result of a finished run, or None."""
+def read_result(out: Path, kind: type[Result], key: str | None = None) -> Result | None:
+    """The result of a finished run, or None.
+
+    Raises UserError where it is that of another `key`: the same settings on other data.
+    """
     path = out / "result.json"
     if not path.exists():
         return None
     table = json.loads(path.read_text(encoding="utf-8"))
+    if key is not None and table.get("key") != key:
+        raise UserError(
+            f"{out}: finished with other images, masks or starting weights than there are now. "
+            "Choose another --out"
+        )
     transfer = table.get("transfer")
     known = {k: v for k, v in table.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     known |= {"out": out, "transfer": Transfer(**transfer) if transfer else None}

@@ -92,8 +92,10 @@ def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
         words = " or ".join(kind.__name__ for kind in kinds)
         return value, [f"{flag} {value!r}: expected {words}"]
     low, high, words = RANGES.get(name, (-math.inf, math.inf, ""))
-    outside = isinstance(value, int | float) and not low <= value <= high
-    return value, [f"{flag} {value}: expected {words}"] if outside else []
+    outside = isinstance(value, int | float) and not (
+        low <= value <= high and abs(value) < math.inf
+    )
+    return value, [f"{flag} {value}: expected {words or 'a finite number'}"] if outside else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,10 +111,7 @@ def fit(
     being finite, or where the folder holds a state of another run. Control-C finishes the step,
     saves the state and raises KeyboardInterrupt.
     """
-    optimizer = run.optimisation.build(groups)
-    state_path = run.out / "state.pt"
-    memory = _resume(state_path, run.key, task, optimizer)
-    loop = _Loop(fabric, task, optimizer, stream, run, check, memory)
+    loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
     with _deferred_interrupt() as interrupted:
         loop.go(interrupted)
     loop.load_kept()
@@ -123,11 +120,14 @@ def fit(
             f"weights became not finite within {run.steps} steps, though the loss stayed so. "
             f"Lower --lr (now {run.optimisation.lr:g}) or choose --precision 32"
         )
-    m = memory
+    m = loop.memory
     return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
 
 
-def _resume(path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer) -> _Memory:
+def _resume(
+    path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> _Memory:
+    """What a state file holds, loaded into task and optimiser; called when they are in place."""
     if not path.exists():
         return _Memory()
     state = load_state(path)
@@ -138,7 +138,11 @@ def _resume(path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimi
         )
     task.load_state_dict(state["task"])
     optimizer.load_state_dict(state["optimizer"])
-    return _Memory(**state["memory"])
+    memory = _Memory(**state["memory"])
+    for tensors in (memory.average, memory.best_weights, memory.window):
+        for name in tensors or ():
+            tensors[name] = tensors[name].to(device)  # type: ignore[index]
+    return memory
 
 
 class _Loop:
@@ -152,14 +156,15 @@ class _Loop:
         stream: Stream,
         run: Run,
         check: Check | None,
-        memory: _Memory,
     ) -> None:
         self.fabric, self.plain, self.stream, self.run = fabric, task, stream, run
-        self.check, self.memory = check, memory
+        self.check = check
         self.task, self.optimizer = fabric.setup(task, optimizer)
+        # After the set-up has moved the parameters: the optimiser's state follows them.
+        self.memory = _resume(run.out / "state.pt", run.key, task, optimizer, fabric.device)
         self.log_every = max(1, run.steps // 100)
         self.log_path = run.out / "metrics.jsonl"
-        self.rows = _rows_until(self.log_path, memory.step)
+        self.rows = _rows_until(self.log_path, self.memory.step)
         self.saved = time.monotonic()
         if fabric.is_global_zero:
             run.out.mkdir(parents=True, exist_ok=True)
@@ -214,7 +219,9 @@ class _Loop:
             self.memory.average = {k: v.detach().clone() for k, v in now.items()}
         else:
             held = [self.memory.average[k] for k in now]
-            torch._foreach_lerp_(held, [v.detach() for v in now.values()], 1 - AVERAGE_DECAY)
+            # Less memory at first: the start would else weigh on a short run's average to its end.
+            decay = min(AVERAGE_DECAY, (1 + self.memory.step) / (10 + self.memory.step))
+            torch._foreach_lerp_(held, [v.detach() for v in now.values()], 1 - decay)
 
     def log(self, checked: bool) -> None:
         """One row of metrics.jsonl: means over the steps since the last one."""
@@ -301,5 +308,13 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The rows of an earlier sitting up to the step that it resumes from."""
     if step == 0 or not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [row for row in rows if row["step"] <= step]
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a full disk or a power cut
+            break
+        if row["step"] > step:
+            break
+        rows.append(row)
+    return rows

@@ -2,7 +2,7 @@
 
 from fewmask.checkpoint.files import load_state, read_weights, save_state, save_weights
 from fewmask.checkpoint.foreign import read_any
-from fewmask.checkpoint.transfer import load_start, moved, start_file, transfer
+from fewmask.checkpoint.transfer import load_start, moved, start_file, start_key, transfer
 
 __all__ = [
     "load_start",
@@ -13,5 +13,6 @@ __all__ = [
     "save_state",
     "save_weights",
     "start_file",
+    "start_key",
     "transfer",
 ]

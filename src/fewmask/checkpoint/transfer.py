@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -58,6 +59,23 @@ def load_start(
     except UserError as mistake:
         raise UserError(*(f"--encoder {name}: {fault}" for fault in mistake.faults)) from None
     return replace(done, moved=run_moved)
+
+
+def start_key(start: str, weights: str | None, name: str) -> str:
+    """A name for the weights that `load_start` would load, by content. Raises as it does."""
+    if weights is not None and start != "imagenet":
+        raise UserError(
+            f"--weights {weights} goes with --init imagenet only, not with --init {start}. "
+            f"Pass --init {weights} to start from that file"
+        )
+    if start == "scratch" or (start == "imagenet" and weights is None):
+        return f"{start}/{name}"
+    digest = blake2b(digest_size=10)
+    path = start_file(weights or start)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def start_file(start: str) -> Path:

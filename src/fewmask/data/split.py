@@ -70,8 +70,8 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
     """The first rows of an order: a fraction of all n_all pairs (float), or a number (int).
 
     Every tenth row, from the first on, validates; but a copy of an earlier picture goes to that
-    picture's side. So no picture is on both, and the training sets of larger budgets hold those of
-    smaller ones. A budget is rounded, at least 2 and at least 2 different pictures, at most all of
+    picture's side, and a picture that is there more than twice trains. So no picture is on both,
+    and the training sets of larger budgets hold those of smaller ones. A budget is rounded, at least 2 and at least 2 different pictures, at most all of
     the order. Raises UserError for one that is no number above 0 or a fraction above 1, and where
     there are no 2 different pictures.
     """
@@ -88,17 +88,18 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
     wanted = budget if isinstance(budget, int) else round(budget * n_all)
     n = min(max(2, wanted), len(ordered))
     group_of = {row: i for i, group in enumerate(groups) for row in group}
-    side: dict[int, bool] = {}
+    # A large group (video frames, a fixed camera) would else take the place of all validation.
+    side = {i: False for i, group in enumerate(groups) if len(group) > 2}
     train: list[int] = []
     val: list[int] = []
     for place, row in enumerate(ordered):
-        if place >= n and train:
+        if place >= n and train and val:
             break
         validates = place % 10 == 0
         if row in group_of:
             validates = side.setdefault(group_of[row], validates)
         (val if validates else train).append(row)
-    if not train:
+    if not train or not val:
         raise UserError(
             f"budget {budget}: all {len(ordered)} pairs show one picture; at least 2 different "
             "ones are needed. Add masks"

@@ -37,8 +37,10 @@ class SimCLR:
     """The random views."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < torch.inf:
             raise UserError(f"--temperature {self.temperature}: expected a number above 0")
+        if min(self.projection, *self.hidden, 1) < 1:
+            raise UserError("--projection and --hidden: expected widths above 0")
 
     def task(self, encoder: nn.Module, size: int) -> SimCLRTask:
         """The task on an encoder of smp's contract, with views of `size` pixels a side."""

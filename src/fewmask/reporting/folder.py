@@ -83,7 +83,9 @@ def read_study(path: Path) -> StudyFolder:
     if not file.is_file():
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
     plan = _json_object(file)
-    return StudyFolder(path, plan, _rows(path / "results.csv"), _cells(path / "cells"))
+    return StudyFolder(
+        path, plan, _rows(path / "results.csv"), _cells(path / "cells", plan.get("cells"))
+    )
 
 
 def budget_label(budget: Budget) -> str:
@@ -116,9 +118,12 @@ def _rows(file: Path) -> tuple[dict[str, str], ...]:
         return tuple(dict(row) for row in reader)
 
 
-def _cells(folder: Path) -> dict[tuple[str, Budget, int], Path]:
+def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int], Path]:
+    """The plan's own cells; a folder may hold those of earlier settings as well."""
     found = {}
     for file in sorted(folder.glob("*/result.json")):
+        if keys is not None and file.parent.name not in keys:
+            continue
         result = _json_object(file)
         if {"arm", "budget", "repeat"} <= result.keys():
             key = (str(result["arm"]), parse_budget(result["budget"]), int(result["repeat"]))

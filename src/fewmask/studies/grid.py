@@ -98,7 +98,11 @@ def load_plan(settings: StudySettings) -> Plan:
         raise UserError(*faults)
     finetune = _finetune(where, table, settings)
     budgets = tuple(_budget(where, b) for b in _listed(where, table, "budgets"))
+    if len(set(budgets)) < len(budgets):
+        raise UserError(f"{where}: budgets {list(budgets)} names one twice. Take it out")
     arms = tuple(arm for entry in _entries(where, table) for arm in _arms(where, entry, finetune))
+    if settings.images:  # arms that differed in their images alone are one now
+        arms = tuple({(arm.name, arm.init): arm for arm in arms}.values())
     names = [arm.name for arm in arms]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -223,6 +227,8 @@ def _listed(where: str, table: dict[str, Any], key: str) -> list[Any]:
 
 
 def _budget(where: str, value: Any) -> BudgetSize:
+    if value == 1 and isinstance(value, int):
+        raise UserError(f"{where}: budget 1; 1 mask can't train and validate. 1.0 is all of them")
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise UserError(
             f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks"
@@ -253,13 +259,24 @@ def _entries(where: str, table: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if not entries:
         raise UserError(f"{where}: no arms; add [[arms]] tables, each with init or images")
     lists = {f.name for kind in PRETEXTS.values() for f, k, _ in options(kind) if _is_list(k)}
+    shared = table.get("pretrain", {})
     for entry in entries:
-        full = {**table.get("pretrain", {}), **entry} if "images" in entry else dict(entry)
+        pretrains = "images" in entry or ("images" in shared and "pretext" in entry)
+        idle = sorted(set(entry) - {*ARM_ONLY}) if not pretrains else []
+        if idle:
+            raise UserError(
+                f"{where}: an arm sets {idle[0]} but names no images to pre-train on. "
+                "Add images, or take it out"
+            )
+        full = {**shared, **entry} if pretrains else dict(entry)
+        if "weights" in table and full.get("init") == "imagenet":
+            full.setdefault("weights", table["weights"])
         axes = {k: v for k, v in full.items() if isinstance(v, list) and k not in lists}
         for point in product(*axes.values()):
             chosen = dict(zip(axes, point, strict=True))
             suffix = "".join(f"-{k}={v}" for k, v in chosen.items() if k != "images")
-            yield {**full, **chosen, "suffix": suffix}
+            words = "".join(f", {k} {v}" for k, v in chosen.items() if k != "images")
+            yield {**full, **chosen, "suffix": suffix, "words": words}
 
 
 def _is_list(kind: Any) -> bool:
@@ -270,7 +287,7 @@ def _arms(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> Iter
     init = str(entry.get("init", "scratch"))
     weights = entry.get("weights")
     partial = bool(entry.get("allow_partial", False))
-    suffix = entry.pop("suffix")
+    suffix, words = entry.pop("suffix"), entry.pop("words")
     if "images" not in entry:
         stem = init if init in ("scratch", "imagenet") else Path(init).stem
         name = str(entry.get("name", stem)) + suffix
@@ -285,9 +302,7 @@ def _arms(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> Iter
     )
     name = str(entry.get("name", f"{prefix}{task}-{pool}")) + suffix
     start = STARTS.get(init, f"the weights of {init}")
-    sentence = entry.get(
-        "sentence", f"{task} on {pool}, begun from {start}{suffix.replace('-', ', ')}"
-    )
+    sentence = entry.get("sentence", f"{task} on {pool}, begun from {start}{words}")
     yield Arm(name, str(sentence), init, weights, partial, pretrain)
 
 
@@ -323,4 +338,9 @@ def _pretrain(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> 
         "precision": finetune.precision,
     }
     made: PretrainSettings = construct(PretrainSettings, values)
+    if made.encoder != finetune.encoder:
+        raise UserError(
+            f"{where}: an arm pre-trains {made.encoder}, the plan fine-tunes {finetune.encoder}. "
+            "Name one encoder, at the top"
+        )
     return replace(made, pretext=construct(kind, values))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.files import write_json_atomic, write_text_atomic
+from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.runs import config_of, key_of, versions
 from fewmask.studies.grid import Cell, Plan
@@ -131,6 +132,11 @@ def write_facts(study: Study, command: str) -> None:
     before = out / "study.json"
     if before.exists():
         held = json.loads(before.read_text(encoding="utf-8"))
+        if held.get("seed", plan.seed) != plan.seed:
+            raise UserError(
+                f"{out}: its test set was drawn with --seed {held['seed']}, not {plan.seed}. "
+                "Choose another --out"
+            )
         if held["name"] != plan.name or held["fingerprint"] != pairs.fingerprint():
             raise UserError(
                 f"{out}: holds the study {held['name']} on {held['pairs']}. Choose another --out"
@@ -138,9 +144,9 @@ def write_facts(study: Study, command: str) -> None:
     elif not (out / "cells").exists() and _holds_more_than_data(out):
         raise UserError(f"{out}: exists and is no study folder. Choose another --out")
     orders = {r: order(study.split, r, plan.seed) for r in range(max(plan.repeats.values()))}
-    write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
     whole = [b for b in plan.budgets if study.budget(Cell(plan.arms[0], b, 0)).whole]
     labels = study.prepared.checked.labels
+    panels = _panels(study)
     facts = {
         "name": plan.name,
         "title": plan.title,
@@ -168,35 +174,42 @@ def write_facts(study: Study, command: str) -> None:
         "device": str(study.fabric.device),
         "precision": study.fabric._precision.precision,
         "definitions": DEFINITIONS,
-        "panels": {"images": _panels(study)},
+        "panels": {"images": [pair.name for pair in panels]},
+        "cells": [study.key(cell) for cell in plan.cells()],
     }
+    # First, so that a study killed right here is known as one.
     write_json_atomic(before, facts)
+    write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
+    _write_panels(study, panels)
 
 
 def _holds_more_than_data(out: Path) -> bool:
     """Whether a folder holds anything but the data that a demo has put there."""
-    return out.exists() and any(path.name != "data" for path in out.iterdir())
+    return out.exists() and any(
+        path.name != "data" and not path.name.endswith(".tmp") for path in out.iterdir()
+    )
 
 
-def _panels(study: Study) -> list[str]:
-    """Copies of a few test pictures and their masks, so that the report needs no data."""
+def _panels(study: Study) -> list[Pair]:
+    """A few test pairs that hold more than background, for the panels."""
     items = study.prepared.pairs.items
     lut = np.asarray(study.prepared.checked.labels.lut, np.uint8)
-    chosen: list[str] = []
+    chosen: list[Pair] = []
     for row in _spread(study.split.test):
-        pair = items[row]
-        truth = lut[pair.mask.values()]
-        if not ((truth > 0) & (truth != IGNORED)).any():
-            continue
-        chosen.append(pair.name)
-        picture = Image.fromarray(pair.image.pixels())
-        for kind, suffix in (("images", "jpg"), ("masks", "png")):
-            path = study.out / "panels" / kind / f"{pair.name}.{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (picture if kind == "images" else Image.fromarray(truth)).save(path)
+        truth = lut[items[row].mask.values()]
+        if ((truth > 0) & (truth != IGNORED)).any():
+            chosen.append(items[row])
         if len(chosen) == PANELS:
             break
     return chosen
+
+
+def _write_panels(study: Study, panels: Sequence[Pair]) -> None:
+    """Copies of the pictures and their masks, so that the report needs no data."""
+    lut = np.asarray(study.prepared.checked.labels.lut, np.uint8)
+    for pair in panels:
+        save_picture(study.out / "panels" / "images" / f"{pair.name}.jpg", pair.image.pixels())
+        save_mask(study.out / "panels" / "masks" / f"{pair.name}.png", lut[pair.mask.values()])
 
 
 def _spread(rows: Sequence[int]) -> list[int]:

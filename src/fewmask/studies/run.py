@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
 from fewmask import workflows
+from fewmask.checkpoint import start_key
 from fewmask.data.sources import Pair, open_images
 from fewmask.data.split import Split, make_split, read_split_json
 from fewmask.devices import make_fabric
@@ -26,12 +25,9 @@ from fewmask.runs import config_of, key_of, write_result
 from fewmask.segmentation import Geometry
 from fewmask.settings import FinetuneSettings, Machine, PretrainSettings, StudySettings
 from fewmask.studies.grid import Arm, Cell, Plan, load_plan
-from fewmask.studies.record import PATHS, Study, safe, write_facts, write_results
-from fewmask.types import StudyResult, UserError
+from fewmask.studies.record import PATHS, Study, write_facts, write_results
+from fewmask.types import StudyResult
 from fewmask.workflows import Prepared
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_study(settings: StudySettings, command: str = "") -> StudyResult:
@@ -73,7 +69,9 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     for arm in plan.arms:
         study.starts[arm.name] = _start_key(study, arm, download=settings.download)
     for arm in plan.arms:
-        if arm.pretrain is None:
+        if arm.pretrain is not None:
+            workflows.try_pretraining(arm.pretrain)
+        else:
             first = _cell_settings(study, Cell(arm, plan.budgets[0], 0), out / "unused")
             workflows.start_model(first, prepared.checked.labels)
     for budget in plan.budgets:
@@ -93,27 +91,11 @@ def _split(plan: Plan, out: Path, prepared: Prepared) -> Split:
 def _start_key(study: Study, arm: Arm, *, download: bool) -> str:
     """A name for the encoder that an arm starts its fine-tuning from, by content."""
     if arm.pretrain is None:
-        return _weights_key(arm.init, arm.weights, study.plan.finetune.encoder)
+        return start_key(arm.init, arm.weights, study.plan.finetune.encoder)
     images = open_images(arm.pretrain.images, download=download)
     config = {k: v for k, v in config_of(arm.pretrain).items() if k not in PATHS}
-    start = _weights_key(arm.init, arm.weights, arm.pretrain.encoder)
-    return f"{safe(arm.name)}_{key_of(config, start, images.fingerprint())}"
-
-
-def _weights_key(init: str, weights: str | None, encoder: str) -> str:
-    if init == "scratch" or (init == "imagenet" and weights is None):
-        return f"{init}/{encoder}"
-    path = Path(weights or init)
-    if path.is_dir():
-        inside = [path / name for name in ("encoder.safetensors", "model.safetensors")]
-        path = next((p for p in inside if p.exists()), path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file or run folder. Mend the path")
-    digest = blake2b(digest_size=10)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    start = start_key(arm.init, arm.weights, arm.pretrain.encoder)
+    return key_of(config, start, images.fingerprint())
 
 
 def _run_cell(study: Study, cell: Cell) -> None:
@@ -163,6 +145,8 @@ def _run_cell(study: Study, cell: Cell) -> None:
         "whole": budget.whole,
         **scores,
         "fingerprint": study.prepared.pairs.fingerprint(),
+        "device": str(study.fabric.device),
+        "precision": study.fabric._precision.precision,
         "start": study.starts[cell.arm.name],
     }
     write_result(folder, replace(result, out=Path(folder.name)), **facts)

@@ -14,7 +14,7 @@ import torch
 
 from fewmask import decoders, encoders
 from fewmask.augment import PairAugment, to_unit
-from fewmask.checkpoint import load_start, moved, save_weights
+from fewmask.checkpoint import load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache, cached_pairs
 from fewmask.data.check import PairReport, check_pairs
@@ -100,8 +100,16 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         print(f"warning: {warning}", file=sys.stderr)
     own_budget(settings, prepared)
     start_model(settings, prepared.checked.labels)
+    done = read_result(out, FinetuneResult, _key(settings, prepared))
+    if done:
+        return done
     claim(out, config_of(settings))
-    return read_result(out, FinetuneResult) or launch(settings, _finetune, FinetuneResult)
+    return launch(settings, _finetune, FinetuneResult)
+
+
+def _key(settings: FinetuneSettings, prepared: Prepared) -> str:
+    start = start_key(settings.init, settings.weights, settings.encoder)
+    return key_of(config_of(settings), start, prepared.pairs.fingerprint())
 
 
 def own_budget(settings: FinetuneSettings, prepared: Prepared) -> Budget:
@@ -120,7 +128,7 @@ def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
     prepared = prepare(
         settings.pairs, mask_options(settings), Geometry(settings.size, settings.resize), settings
     )
-    key = key_of(config_of(settings), prepared.pairs.fingerprint())
+    key = _key(settings, prepared)
     budget = own_budget(settings, prepared)
     segmenter, result, fitted = train(fabric, settings, prepared, budget, key)
     if fabric.is_global_zero:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import load_start, moved, save_weights
+from fewmask.checkpoint import load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache, cached_images
 from fewmask.data.loader import Stream
@@ -36,13 +36,27 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
     settings = replace(settings, pretext=component(settings.pretext))
     make_fabric(settings.device, settings.devices, settings.precision)
     encoders.smp_name(settings.encoder)
-    started_encoder(settings)
     out = Path(settings.out)
     config = config_of(settings)
     refuse_others(out, config)
-    open_pool(settings, download=settings.download)
+    images = try_pretraining(settings)
+    done = read_result(out, PretrainResult, _key(settings, images))
+    if done:
+        return done
     claim(out, config)
-    return read_result(out, PretrainResult) or launch(settings, _pretrain, PretrainResult)
+    return launch(settings, _pretrain, PretrainResult)
+
+
+def try_pretraining(settings: PretrainSettings) -> ImageSet:
+    """Everything that a user can have wrong, before the first step. Raises UserError."""
+    started_encoder(settings)
+    images, _ = open_pool(settings, download=settings.download)
+    return images
+
+
+def _key(settings: PretrainSettings, images: ImageSet) -> str:
+    start = start_key(settings.init, settings.weights, settings.encoder)
+    return key_of(config_of(settings), start, images.fingerprint())
 
 
 def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[ImageSet, ImageCache]:
@@ -75,7 +89,7 @@ def component(pretext: str | Pretext) -> Pretext:
 def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
     images, cache = open_pool(settings)
     out = Path(settings.out)
-    key = key_of(config_of(settings), images.fingerprint())
+    key = _key(settings, images)
     if cache.skipped:
         say(
             fabric,
