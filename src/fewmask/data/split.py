@@ -71,9 +71,9 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
 
     Every tenth row, from the first on, validates; but a copy of an earlier picture goes to that
     picture's side, and a picture that is there more than twice trains. So no picture is on both,
-    and the training sets of larger budgets hold those of smaller ones. A budget is rounded, at least 2 and at least 2 different pictures, at most all of
-    the order. Raises UserError for one that is no number above 0 or a fraction above 1, and where
-    there are no 2 different pictures.
+    and the training sets of larger budgets hold those of smaller ones. A budget is rounded, at
+    least 2 and at least 2 different pictures, at most all of the order. Raises UserError for one
+    that is no number above 0 or a fraction above 1, and where there are no 2 different pictures.
     """
     wrong = isinstance(budget, bool) or not math.isfinite(budget) or budget <= 0
     if wrong or (isinstance(budget, float) and budget > 1):
