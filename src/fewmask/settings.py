@@ -166,7 +166,7 @@ class PretrainSettings(Machine):
     warmup: float = 0.1
     """Share of the steps in which the rate rises from zero."""
     weight_decay: float = 1e-4
-    """Decoupled weight decay; biases and norms are exempt."""
+    """Weight decay (decoupled for adamw); biases and norms are exempt."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
 
@@ -249,7 +249,7 @@ class FinetuneSettings(MaskFlags, Machine):
     encoder_lr: float | None = None
     """The encoder's rate as a ratio of --lr."""
     weight_decay: float | None = None
-    """Decoupled weight decay; biases and norms are exempt."""
+    """Weight decay (decoupled for adamw); biases and norms are exempt."""
     augment: bool | None = None
     """Random flips, scale, shift, brightness and contrast."""
     keep: Keep | None = None
