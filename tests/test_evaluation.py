@@ -107,3 +107,27 @@ def test_several_classes_train_and_score(write_pairs: Callable[..., Path], tmp_p
     found = fewmask.evaluate(run=str(run), pairs=str(pairs), out=str(tmp_path / "out"), ignore=255)
     assert list(found.per_class) == ["ground", "right", "left"]
     assert found.dataset["iou"] is not None
+
+
+def test_a_flag_changes_its_own_part_of_the_run_s_reading_alone(
+    write_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs, run = write_pairs(4), tmp_path / "run"
+    small = {"encoder": "resnet18", "size": 32, "steps": 1, "batch_size": 4}
+    fewmask.finetune(pairs=str(pairs), out=str(run), mask_values=(1, 0), **small)
+    plain = fewmask.evaluate(run=str(run), pairs=str(pairs), out=str(tmp_path / "a"))
+    flagged = fewmask.evaluate(run=str(run), pairs=str(pairs), out=str(tmp_path / "b"), ignore=255)
+    assert plain.dataset == flagged.dataset
+
+
+def test_a_finished_run_does_not_answer_for_other_masks(
+    write_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs, run = write_pairs(4), tmp_path / "run"
+    small = {"encoder": "resnet18", "size": 32, "steps": 1, "batch_size": 4}
+    first = fewmask.finetune(pairs=str(pairs), out=str(run), **small)
+    assert fewmask.finetune(pairs=str(pairs), out=str(run), **small) == first
+    path = pairs / "masks" / "pair_00.png"
+    Image.fromarray(1 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(UserError, match="finished with other images, masks"):
+        fewmask.finetune(pairs=str(pairs), out=str(run), **small)

@@ -9,7 +9,7 @@ import pytest
 from fewmask.cli import error_text, parse
 from fewmask.flags import flat
 from fewmask.pretext.simclr import SimCLR
-from fewmask.settings import FinetuneSettings
+from fewmask.settings import FinetuneSettings, PredictSettings
 from fewmask.types import UserError
 
 
@@ -78,7 +78,14 @@ def test_a_configuration_written_by_a_run_is_read_back() -> None:
             ["--pairs", "a", "--out", "o", "--steps", "2", "--epochs", "2"],
             ["choose one"],
         ),
-        ("finetune", ["--pairs", "a", "--out", "o", "--size", "-4"], ["--size -4"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--size", "-4"], ["--size -4", "16 to 8192"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--seed", "-1"], ["--seed -1"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--warmup", "3"], ["--warmup 3", "0 to 1"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--lr", "inf"], ["--lr inf"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--batch-size", "1"], ["--batch-size 1"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--dev", "1.5"], ["--dev 1.5"]),
+        ("pretrain", ["--images", "a", "--out", "o", "--hidden", "0"], ["--hidden"]),
+        ("pretrain", ["--images", "a", "--out", "o", "--ratio", "3"], ["--ratio"]),
         ("pretrain", ["--images", "a", "--out", "o", "--pretext", "simcl"], ["simcl", "simclr"]),
         ("pretrain", ["--images", "a", "--out", "o", "--config", "none.toml"], ["none.toml"]),
         ("study", ["--out", "o"], ["PLAN is missing"]),
@@ -93,6 +100,17 @@ def test_mistakes_are_one_line_each(command: str, argv: list[str], words: list[s
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def test_python_arguments_pass_the_same_checks() -> None:
+    with pytest.raises(UserError, match="--size 'big': expected int"):
+        FinetuneSettings(pairs="a", out="o", size="big")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"--masks 2\.5"):
+        FinetuneSettings(pairs="a", out="o", masks=2.5)  # type: ignore[arg-type]
+    settings = FinetuneSettings(pairs=Path("a/"), out="o/", lr=1)  # type: ignore[arg-type]
+    assert (settings.pairs, settings.out, settings.lr) == ("a", "o", 1.0)
+    one = PredictSettings(run="r", paths="a.png", out="o")  # type: ignore[arg-type]
+    assert one.paths == ("a.png",)
 
 
 def test_every_wrong_key_of_a_file_is_named_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fewmask.data import pets
 from fewmask.data.check import check_pairs
 from fewmask.data.sources import MaskOptions, Pair, open_pairs
 from fewmask.devices import pick_device
@@ -99,7 +101,7 @@ def border_readings(
         return {}
     foreground = np.asarray(labels.border_lut, np.uint8)[values]
     pet_or_border = np.minimum(mask, 1)
-    border = values == BORDER
+    border = values == pets.BORDER
     ignored = np.where(border, IGNORED, foreground).astype(np.uint8)
     return {
         "iou_border_foreground": confusion(foreground, pet_or_border, 2),
@@ -122,6 +124,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     with progress("checking pairs") as report:
         checked = check_pairs(pairs, None if _said(settings) else own, progress=report)
     checked.raise_faults()
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if checked.labels.n_classes != own.n_classes:
         raise UserError(
             f"{settings.pairs}: its masks hold {checked.labels.n_classes} classes, {settings.run} "
@@ -167,10 +171,10 @@ def _said(settings: EvaluateSettings) -> bool:
 def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
     """The run's own reading of masks, flags in place of its parts."""
     trained = model.described["options"]
-    pets = settings.pairs.partition(":")[0] == "oxford-iiit-pet"
-    border = settings.border or (trained["border"] if pets else "ignore")
-    names = model.segmenter.labels.names if border == trained["border"] or not pets else None
-    if pets:
+    of_pets = settings.pairs.partition(":")[0] == "oxford-iiit-pet"
+    border = settings.border or (trained["border"] if of_pets else "ignore")
+    names = model.segmenter.labels.names if border == trained["border"] or not of_pets else None
+    if of_pets:
         return MaskOptions(border, settings.classes or names, settings.ignore, settings.mask_values)
     values = settings.mask_values or trained["mask_values"]
     return MaskOptions(
@@ -188,10 +192,6 @@ def _trained_on(run: Path) -> set[str]:
         return set()
     parts = json.loads(path.read_text(encoding="utf-8"))
     return {entry["image"] for part in parts.values() for entry in part}
-
-
-BORDER = 3
-"""The border's value in Oxford-IIIT Pet's trimaps."""
 
 
 def per_image_csv(all_scores: Sequence[ImageScores], seen: Sequence[bool] | None = None) -> str:

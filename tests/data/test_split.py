@@ -161,3 +161,9 @@ def test_a_split_of_other_pairs_is_refused(tmp_path: Path) -> None:
         path.write_text(broken)
         with pytest.raises(UserError, match="no readable split"):
             read_split_json(path, names)
+
+
+def test_many_pictures_of_one_scene_do_not_take_the_place_of_all_validation() -> None:
+    budget = take(range(12), 12, 12, [tuple(range(9))])
+    assert set(range(9)) <= set(budget.train)
+    assert set(budget.val) == {10}

@@ -64,6 +64,8 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     prepared = workflows.prepare(
         plan.pairs, plan.mask_options, geometry, Machine(download=settings.download)
     )
+    for warning in prepared.checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     split = _split(plan, out, prepared)
     study = Study(plan, out, prepared, split, fabric)
     for arm in plan.arms:
