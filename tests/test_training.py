@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
 ) -> None:
     calls = iter(range(100))
-    check = Check(5, lambda: {"loss": -float(next(calls)), "iou": 0.5})
+    check = Check(5, lambda _: {"loss": -float(next(calls)), "iou": 0.5})
     whole = Reconstruct()
     train(tmp_path / "whole", whole, keep=keep, check=check)
 
@@ -90,7 +90,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path
     at: dict[float, Tensor] = {}
     losses = iter([3.0, 1.0, 2.0, 4.0])
 
-    def score() -> dict[str, float | None]:
+    def score(_: int) -> dict[str, float | None]:
         loss = next(losses)
         at[loss] = weights(task)
         return {"loss": loss, "iou": None}
@@ -104,7 +104,7 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path
 def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
     task = Reconstruct()
-    boom = Check(10, lambda: (_ for _ in ()).throw(SystemExit()))
+    boom = Check(10, lambda _: (_ for _ in ()).throw(SystemExit()))
     with pytest.raises(SystemExit):
         train(tmp_path, task, check=boom)
     with pytest.raises(UserError, match="other settings or other images"):

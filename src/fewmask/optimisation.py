@@ -21,6 +21,8 @@ class Optimisation:
     schedule: str = "cosine"
     warmup: float = 0.0
     """Share of the steps, 0 to 1."""
+    beta1: float = 0.9
+    """Of adam and adamw: the memory of the gradient's mean."""
 
     def factor(self, step: int, steps: int) -> float:
         """What the rates are multiplied by at a step, 0 to 1."""
@@ -43,10 +45,10 @@ class Optimisation:
                 rate = {"lr": self.lr * ratio, "base_lr": self.lr * ratio}
                 if chosen:
                     parameters.append({"params": chosen, "weight_decay": decay, **rate})
-        return _optimizer(self.name, parameters)
+        return _optimizer(self.name, parameters, self.beta1)
 
 
-def _optimizer(name: str, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _optimizer(name: str, parameters: list[dict[str, Any]], beta1: float) -> torch.optim.Optimizer:
     if name == "lars":
         from timm.optim.lars import Lars
 
@@ -54,5 +56,5 @@ def _optimizer(name: str, parameters: list[dict[str, Any]]) -> torch.optim.Optim
     if name == "sgd":
         return torch.optim.SGD(parameters, momentum=0.9, fused=True)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    chosen: torch.optim.Optimizer = kinds[name](parameters, fused=True)
+    chosen: torch.optim.Optimizer = kinds[name](parameters, betas=(beta1, 0.999), fused=True)
     return chosen

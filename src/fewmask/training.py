@@ -2,7 +2,8 @@
 
 A task is a module whose `forward(batch)` returns named scalar losses; the loop adds them up, steps
 and logs. What a task wants to show beside its losses (feature spread, accuracy against chance) it
-leaves in a dict `signals` of detached scalars.
+leaves in a dict `signals` of detached scalars. A task with a method `after_step(step, steps)` is
+told when the optimiser has moved it (teachers that follow their students).
 
 Every random number is a function of (seed, step), so a run that was killed resumes to the same
 bits: the state is the step, the weights and the optimiser.
@@ -43,10 +44,15 @@ Scores = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Check:
-    """What the loop looks at now and then: validation scores, by whose `loss` the best is kept."""
+    """What the loop looks at now and then: validation scores, by whose `loss` the best is kept.
+
+    The task is then in evaluation mode and no gradient is recorded; `score` gets the steps done.
+    """
 
     every: int
-    score: Callable[[], Scores]
+    score: Callable[[int], Scores]
+    prefix: str = "val_"
+    """Before the scores' names in the log."""
 
 
 @dataclass
@@ -204,6 +210,9 @@ class _Loop:
         self.fabric.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        after: Callable[[int, int], None] | None = getattr(self.plain, "after_step", None)
+        if after:
+            after(step, self.run.steps)
         if self.run.keep == "average":
             self.average()
         shown = {"loss": loss, **losses, **getattr(self.plain, "signals", {})}
@@ -253,14 +262,14 @@ class _Loop:
     def validate(self, check: Check, done: int) -> dict[str, float | None]:
         self.plain.eval()
         with torch.inference_mode():
-            scores = check.score()
+            scores = check.score(done)
         self.plain.train()
         loss, best = scores.get("loss"), self.memory.best.get("loss")
         if best is None or (loss is not None and loss < best):
             self.memory.best, self.memory.best_step = scores, done
             if self.run.keep == "best":
                 self.memory.best_weights = _copy(self.plain)
-        return {f"val_{name}": value for name, value in scores.items()}
+        return {f"{check.prefix}{name}": value for name, value in scores.items()}
 
     def save(self) -> None:
         if self.fabric.is_global_zero:

@@ -73,6 +73,8 @@ class Batch(NamedTuple):
     masks: Tensor | None = None
     valid: Tensor | None = None
     """int32 [B,2]: height and width of the part of each image that is not padding."""
+    labels: Tensor | None = None
+    """int64 [B]: the class of each image, where the pool has class folders."""
     start: int = 0
     total: int = 0
 
@@ -82,6 +84,7 @@ class Batch(NamedTuple):
             images=self.images.to(device, non_blocking=True),
             masks=None if self.masks is None else self.masks.to(device, non_blocking=True),
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
 
 

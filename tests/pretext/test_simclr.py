@@ -4,47 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from tests.pretext.small import GroupNormEncoder
+from tests.pretext.small import make_batch as batch
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from fewmask.augment import Views
 from fewmask.distributed import gather_rows
-from fewmask.pretext.simclr import SimCLR, SimCLRTask, agreement, spread
+from fewmask.pretext.contract import Pool, spread
+from fewmask.pretext.simclr import SimCLR, SimCLRTask, agreement
 from fewmask.types import Batch, UserError
-
-
-class GroupNormEncoder(nn.Module):
-    """smp's contract on two convolutions, without batch norm."""
-
-    out_channels = (3, 8, 16)
-    output_stride = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.one = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU())
-        self.two = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.GroupNorm(2, 16), nn.ReLU())
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        first = self.one(images)
-        return [images, first, self.two(first)]
 
 
 def make_task() -> SimCLRTask:
     encoder = GroupNormEncoder()
     torch.manual_seed(1)
-    return SimCLR(temperature=0.2, projection=8).task(encoder, 16)
-
-
-def batch(rank: int = 0, world: int = 1) -> Batch:
-    images = np.random.default_rng(0).integers(0, 256, (8, 3, 24, 24), dtype=np.uint8)
-    part = 8 // world
-    mine = torch.from_numpy(images[rank * part : (rank + 1) * part])
-    return Batch(mine, torch.arange(part), seed=5, step=2, start=rank * part, total=8)
+    return SimCLR(temperature=0.2, projection=8).task(encoder, 16, Pool())
 
 
 def gradients(task: nn.Module) -> Tensor:
@@ -94,7 +72,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     encoder = GroupNormEncoder()
     encoder.one[1] = nn.Identity()  # normalisation takes the brightness out
     encoder.two[1] = nn.Identity()
-    task = SimCLR(temperature=0.2, projection=8, views=views).task(encoder, 16)
+    task = SimCLR(temperature=0.2, projection=8, views=views).task(encoder, 16, Pool())
     optimizer = torch.optim.Adam(task.parameters(), 1e-2)
     losses = []
     for _ in range(60):

@@ -30,6 +30,8 @@ class Stream:
     rank: int = 0
     world: int = 1
     drop_last: bool = False
+    labels: NDArray[np.int64] | None = None
+    """The class of every image of the cache, for pools of class folders."""
 
     @property
     def size(self) -> int:
@@ -53,8 +55,18 @@ class Stream:
         images = torch.from_numpy(self.cache.images[mine]).permute(0, 3, 1, 2)
         masks = None if self.cache.masks is None else torch.from_numpy(self.cache.masks[mine])
         valid = torch.from_numpy(self.cache.valid[mine])
-        rows = torch.from_numpy(mine)
-        return Batch(images, rows, self.seed, step, masks, valid, self.rank * part, self.size)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[mine])
+        return Batch(
+            images,
+            torch.from_numpy(mine),
+            self.seed,
+            step,
+            masks,
+            valid,
+            labels,
+            start=self.rank * part,
+            total=self.size,
+        )
 
     def global_rows(self, step: int) -> NDArray[np.int64]:
         """The rows of the whole batch of a step, over all processes."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fewmask.augment import Views, normalise, random_views, step_generator
 from fewmask.distributed import gather_rows
 from fewmask.losses import nt_xent
+from fewmask.pretext.contract import Pool, PretextModule, pooled, spread, width_of
 from fewmask.types import Batch, UserError
 
 
@@ -42,12 +43,12 @@ class SimCLR:
         if min(self.projection, *self.hidden, 1) < 1:
             raise UserError("--projection and --hidden: expected widths above 0")
 
-    def task(self, encoder: nn.Module, size: int) -> SimCLRTask:
+    def task(self, encoder: nn.Module, size: int, pool: Pool) -> SimCLRTask:
         """The task on an encoder of smp's contract, with views of `size` pixels a side."""
         return SimCLRTask(self, encoder, size)
 
 
-class SimCLRTask(nn.Module):
+class SimCLRTask(PretextModule):
     """Batch -> NT-Xent between two views of each picture, over the pictures of all processes.
 
     Batch norm, if the encoder has any, takes its statistics over each process' own views: with it
@@ -55,15 +56,14 @@ class SimCLRTask(nn.Module):
     """
 
     def __init__(self, config: SimCLR, encoder: nn.Module, size: int) -> None:
-        super().__init__()
-        self.config, self.encoder, self.size = config, encoder, size
-        width = int(encoder.out_channels[-1])  # type: ignore[index]
+        super().__init__(encoder)
+        self.config, self.size = config, size
+        width = width_of(encoder)
         widths = (width, *(config.hidden or (width,)))
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], config.projection))
-        self.signals: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         first, second = self.project(torch.cat(self.two_views(batch))).chunk(2)
@@ -97,23 +97,10 @@ class SimCLRTask(nn.Module):
 
     def project(self, images: Tensor) -> Tensor:
         """[B,3,H,W] of values 0 to 1 -> [B,projection], not normalised."""
-        images = normalise(images).contiguous(memory_format=torch.channels_last)
-        features = self.encoder(images)[-1].mean(dim=(2, 3))
+        features = pooled(self.encoder, normalise(images))
         projected: Tensor = self.head(features)
         self.signals = {"spread": spread(features), "positives_first": agreement(projected)}
         return projected
-
-
-@torch.no_grad()
-def spread(features: Tensor) -> Tensor:
-    """How far the directions of [B,D] features spread: 0 all the same (collapse), 1 isotropic.
-
-    The mean over dimensions of the standard deviation of the L2-normalised features, over
-    1/sqrt(D), the value that directions without any order have (Chen & He 2021, sec. 4.1).
-    """
-    directions = functional.normalize(features.float(), dim=1)
-    found: Tensor = directions.std(dim=0).mean() * features.shape[1] ** 0.5
-    return found
 
 
 @torch.no_grad()

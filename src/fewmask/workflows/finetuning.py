@@ -209,7 +209,7 @@ def train(
             run,
             check,
         )
-    final = check.score() if settings.keep != "best" else fitted.best
+    final = check.score(steps) if settings.keep != "best" else fitted.best
     result = FinetuneResult(
         out=out,
         encoder=settings.encoder,
@@ -237,7 +237,7 @@ class Validation:
     loss: str
     device: torch.device
 
-    def __call__(self) -> dict[str, float | None]:
+    def __call__(self, _: int = 0) -> dict[str, float | None]:
         if self.cache.masks is None:
             raise ValueError("validation needs masks")
         was = self.segmenter.training

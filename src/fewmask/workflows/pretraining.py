@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewmask import encoders
@@ -19,13 +20,14 @@ from fewmask.data.sources import ImageSet, open_images
 from fewmask.devices import make_fabric
 from fewmask.flags import near
 from fewmask.optimisation import Optimisation
-from fewmask.pretext import PRETEXTS, Pretext
+from fewmask.pretext import PRETEXTS, Pool, Pretext
 from fewmask.progress import progress
 from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
 from fewmask.settings import PretrainSettings
-from fewmask.training import Run, fit
+from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
 from fewmask.workflows.launching import launch, say
+from fewmask.workflows.watching import TIMES, Watch
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -96,30 +98,34 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
             f"warning: {len(cache.skipped)} undecodable images left out, the first: "
             f"{cache.skipped[0]}",
         )
-    stream = _pool_stream(cache, settings, fabric)
+    stream = _pool_stream(images, cache, settings, fabric)
     encoder, transfer, start = started_encoder(settings)
     if transfer:
         say(fabric, f"loaded {transfer.sentence()}")
+    chosen = component(settings.pretext)
+    steps = settings.steps or (settings.epochs or 20) * stream.steps_per_epoch
     torch.manual_seed(settings.seed + 1)
-    task: nn.Module = component(settings.pretext).task(encoder, settings.size)
+    names = images.label_names if images.labels else ()
+    task = chosen.task(encoder, settings.size, Pool(len(cache.names), stream.size, steps, names))
     task.to(memory_format=torch.channels_last)
-    epochs = settings.epochs or 20
-    steps = settings.steps or epochs * stream.steps_per_epoch
     optimisation = Optimisation(
         settings.optimizer,
-        settings.lr or default_lr(settings.optimizer, stream.size),
+        settings.lr or default_lr(settings.optimizer, stream.size) * getattr(chosen, "rate", 1.0),
         settings.weight_decay,
         settings.schedule,
         settings.warmup,
+        getattr(chosen, "beta1", 0.9),
     )
-    title = f"{getattr(settings.pretext, 'name', 'pretext')} on {images.pool}"
+    title = f"{chosen.name} on {images.pool}"
     with progress(title) as report:
         run = Run(out, key, steps, optimisation, "last", report)
-        fitted = fit(fabric, task, [(1.0, task)], stream, run)
+        watch = Watch(fabric, task, cache, settings.size, settings.seed, out)
+        check = Check(max(1, steps // TIMES), watch, prefix="")
+        fitted = fit(fabric, task, task.groups(), stream, run, check)
     result = PretrainResult(
         out=out,
         encoder=settings.encoder,
-        pretext=component(settings.pretext).name,
+        pretext=chosen.name,
         steps=fitted.steps,
         seconds=fitted.seconds,
         images=len(cache.names),
@@ -133,6 +139,8 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
             encoder.state_dict(),
             {"encoder": settings.encoder, "key": key},
         )
+        if task.decoder is not None:
+            save_weights(out / "decoder.safetensors", task.decoder.state_dict(), {"key": key})
         draw_curves(fitted.rows, out / "curves.png", title)
         write_result(
             out,
@@ -146,7 +154,9 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
     return result
 
 
-def _pool_stream(cache: ImageCache, settings: PretrainSettings, fabric: Fabric) -> Stream:
+def _pool_stream(
+    images: ImageSet, cache: ImageCache, settings: PretrainSettings, fabric: Fabric
+) -> Stream:
     n = len(cache.names)
     if n < settings.batch_size:
         say(
@@ -162,7 +172,16 @@ def _pool_stream(cache: ImageCache, settings: PretrainSettings, fabric: Fabric) 
         fabric.global_rank,
         fabric.world_size,
         drop_last=True,
+        labels=pool_labels(images, cache),
     )
+
+
+def pool_labels(images: ImageSet, cache: ImageCache) -> NDArray[np.int64] | None:
+    """The class of every cached image [N], where the pool has class folders."""
+    if images.labels is None:
+        return None
+    labels = {item.name: label for item, label in zip(images.items, images.labels, strict=True)}
+    return np.array([labels[name] for name in cache.names], np.int64)
 
 
 def store_side(images: ImageSet, size: int) -> int:
