@@ -81,7 +81,7 @@ def test_padding_is_never_looked_at(name: str) -> None:
     losses = []
     for images in (batch.images, changed):
         torch.manual_seed(3)
-        losses.append(float(total(build(name)(batch._replace(images=images)))).detach())
+        losses.append(float(total(build(name)(batch._replace(images=images))).detach()))
     assert losses[0] == losses[1]
 
 
@@ -95,7 +95,7 @@ def test_a_state_holds_all_that_the_next_step_needs(name: str) -> None:
     losses = []
     for each in (task, other):
         torch.manual_seed(3)
-        losses.append(float(total(each(picture_batch(step=1)))).detach())
+        losses.append(float(total(each(picture_batch(step=1))).detach()))
     assert losses[0] == losses[1]
 
 
