@@ -45,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as problem:
+        from fewmask.files import REFUSALS, refused
+
+        if problem.errno not in REFUSALS:
+            raise
+        print(error_text(refused(problem.filename or "a file", problem)), file=sys.stderr)
+        sys.exit(2)
 
 
 def error_text(mistake: UserError) -> str:

@@ -6,6 +6,7 @@ All but smp take images [B,3,S,S] of values 0 to 1 (RGB, S the run's --size) and
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -26,7 +27,7 @@ from fewmask.augment import to_unit
 from fewmask.checkpoint import save_weights
 from fewmask.data.images import resize_image
 from fewmask.data.sources import MaskOptions, open_pairs
-from fewmask.files import write_json_atomic
+from fewmask.files import refused, write_json_atomic
 from fewmask.inference import Model, load_run, own_folder
 from fewmask.settings import ExportSettings
 from fewmask.types import UserError
@@ -65,8 +66,11 @@ def export(settings: ExportSettings) -> Path:
         weights = partial.with_suffix(".bin")
         if kind == "openvino" and weights.exists():
             os.replace(weights, out.with_suffix(".bin"))
+    except OSError as problem:
+        raise refused(out, problem) from problem
     finally:
         _remove(partial)
+        _remove(partial.with_suffix(".bin"))
     return out
 
 
@@ -138,10 +142,12 @@ def _exported(model: Model, inputs: Tensor) -> Any:
 
 
 def _write_torch(model: Model, path: Path, inputs: Tensor) -> Reader:
-    with path.open("wb") as file, warnings.catch_warnings():
+    written = io.BytesIO()
+    with warnings.catch_warnings():
         # Of weights in channels-last order; that they come back whole is checked below.
         warnings.simplefilter("ignore", UserWarning)
-        torch.export.save(_exported(model, inputs), file)
+        torch.export.save(_exported(model, inputs), written)
+    path.write_bytes(written.getbuffer())
     with path.open("rb") as file:
         opened = torch.export.load(file).module()
     return opened
@@ -169,7 +175,10 @@ def _write_onnx(model: Model, path: Path, inputs: Tensor) -> Reader:
 def _write_openvino(model: Model, path: Path, inputs: Tensor) -> Reader:
     openvino = _needs("openvino")
     converted = openvino.convert_model(_exported(model, inputs))
-    openvino.save_model(converted, str(path), compress_to_fp16=False)
+    try:
+        openvino.save_model(converted, str(path), compress_to_fp16=False)
+    except RuntimeError as problem:  # its own words don't say which file, nor why
+        raise OSError(errno.EIO, "openvino could not save it: no room or no permission") from problem
     # By itself it computes in bf16 where the processor can: that would be checked, not the export.
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -35,10 +36,33 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         cause = _system_error(problem)
         if cause is None:
             raise
-        raise UserError(
-            f"{path}: cannot be written ({cause.strerror or cause}). "
-            "Make room or give the permission there, or choose another --out"
-        ) from problem
+        raise refused(path, cause) from problem
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file's end, whole or not at all. Raises as `write_atomic`."""
+    before = None
+    try:
+        with path.open("ab") as file:
+            before = file.tell()
+            file.write(text.encode("utf-8"))
+            file.flush()
+    except OSError as problem:
+        if before is not None:
+            os.truncate(path, before)
+        raise refused(path, problem) from problem
+
+
+def refused(path: Path | str, problem: OSError) -> UserError:
+    """The error of a file that the system does not let us write."""
+    return UserError(
+        f"{path}: cannot be written ({problem.strerror or problem}). "
+        "Make room or give the permission there, or choose another --out"
+    )
+
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""What the system says where nothing may be written: never a fault of ours."""
 
 
 def _system_error(problem: BaseException | None) -> OSError | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from fewmask.augment import step_generator
 from fewmask.checkpoint import load_state, save_state
 from fewmask.data.loader import Stream
-from fewmask.files import write_text_atomic
+from fewmask.files import append_text, write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
 from fewmask.types import UserError
@@ -36,7 +37,16 @@ from fewmask.types import UserError
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-SAVE_SECONDS = 60.0
+def _save_seconds() -> float:
+    said = os.environ.get("FEWMASK_SAVE_SECONDS", "60")
+    try:
+        return float(said)
+    except ValueError:
+        raise UserError(f"FEWMASK_SAVE_SECONDS={said}: expected a number of seconds") from None
+
+
+SAVE_SECONDS = _save_seconds()
+"""At most this much work is lost when a run is killed, beside the step that was under way."""
 AVERAGE_DECAY = 0.99
 
 Scores = dict[str, float | None]
@@ -252,8 +262,7 @@ class _Loop:
             row |= self.validate(self.check, done)
         self.rows.append(row)
         if self.fabric.is_global_zero:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_text(self.log_path, json.dumps(row) + "\n")
             if self.run.report:
                 words = f"loss {row['loss']:.4g}, {row['images_per_second']:.3g} images/s"
                 words += f", waiting {100 * row['waiting']:.2g} %"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import fewmask
+from fewmask.data.loader import Stream
 from fewmask.studies.record import COLUMNS
-from fewmask.types import UserError
+from fewmask.types import Batch, UserError
 
 PLAN = """
 pairs = "{pairs}"
@@ -141,6 +142,59 @@ def test_a_killed_study_ends_in_the_same_results(
     assert rows_of(cut) == rows_of(whole)
     for path, written in finished.items():
         assert path.stat().st_mtime_ns == written, "a finished cell was run again"
+
+
+def test_a_cell_killed_half_way_goes_on_from_there(
+    tmp_path: Path, write_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tmp_path / "plan.toml"
+    text = PLAN.format(pairs=write_pairs(12), steps=30).replace(
+        "budgets = [4, 0.8]", "budgets = [4]"
+    )
+    plan.write_text(text.replace("repeats = 2", "repeats = 1"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fewmask.study(plan=str(plan), out=str(whole))
+    command = [sys.executable, "-m", "fewmask", "study", str(plan), "--out", str(cut)]
+    often = {**os.environ, "FEWMASK_SAVE_SECONDS": "0"}
+    # Once within the first cell, once within the pre-training of the second.
+    for part in ("cells", "encoders"):
+        process = subprocess.Popen(
+            command, env=often, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if max(steps_logged(cut / part), default=0) >= 10:
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        reached = max(steps_logged(cut / part))
+        assert 10 <= reached < 30, "killed too late: nothing was under way"
+    begun: list[int] = []
+    read = Stream.at
+
+    def at(stream: Stream, step: int) -> Batch:
+        begun.append(step)
+        return read(stream, step)
+
+    monkeypatch.setattr(Stream, "at", at)
+    fewmask.study(plan=str(plan), out=str(cut))
+    # A row is written before the state is: one step may be made again, no more.
+    assert begun[0] >= reached - 1
+    assert rows_of(cut) == rows_of(whole)
+    logs = [sorted((out / "cells").glob("scratch*/metrics.jsonl")) for out in (whole, cut)]
+    steps = [[json.loads(line)["step"] for line in log[0].read_text().splitlines()] for log in logs]
+    assert steps[0] == steps[1] == list(range(1, 31))
+
+
+def steps_logged(folder: Path) -> list[int]:
+    """The last step in the log of each run below a folder."""
+    found = []
+    for log in folder.glob("*/metrics.jsonl"):
+        lines = log.read_text().splitlines()
+        if lines and lines[-1].endswith("}"):
+            found.append(json.loads(lines[-1])["step"])
+    return found
 
 
 def test_budgets_nest_and_the_test_set_is_fixed(plan: Path, tmp_path: Path) -> None:

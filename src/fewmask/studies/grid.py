@@ -245,6 +245,12 @@ def _repeats(where: str, value: Any, budgets: tuple[BudgetSize, ...]) -> dict[Bu
     each = value if isinstance(value, dict) else dict.fromkeys(map(str, budgets), value)
     missing = [str(b) for b in budgets if str(b) not in each]
     wrong = [f"{k} = {v!r}" for k, v in each.items() if not isinstance(v, int) or v < 1]
+    idle = [k for k in each if k not in map(str, budgets)]
+    if idle:
+        raise UserError(
+            f"{where}: [repeats] names {', '.join(idle)}, which is no budget; "
+            f"budgets: {', '.join(map(str, budgets))}"
+        )
     if missing or wrong:
         raise UserError(
             f"{where}: repeats {', '.join(wrong) or 'lack budget ' + ', '.join(missing)}; "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewmask.devices import make_fabric
+from fewmask.files import REFUSALS, refused
 from fewmask.runs import read_result
 from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.types import UserError
@@ -51,4 +52,8 @@ def _guarded(
         work(fabric, settings)
     except UserError as mistake:
         return list(mistake.faults)
+    except OSError as problem:
+        if problem.errno not in REFUSALS:
+            raise
+        return list(refused(problem.filename or settings.out, problem).faults)
     return []
