@@ -79,19 +79,22 @@ def logits_of(
     The network sees each image as it saw those it was trained on (squashed, or padded), and the
     logits, not the mask, are brought to the image's resolution (bilinear, pixel centres).
     """
-    with torch.inference_mode():
-        source = iter(images)
-        while chunk := list(islice(source, BATCH)):
-            seen = [resize_image(pixels, geometry.size, geometry.resize) for pixels in chunk]
-            batch = torch.from_numpy(np.stack([pixels for pixels, _ in seen]))
+    source = iter(images)
+    while chunk := list(islice(source, BATCH)):
+        seen = [resize_image(pixels, geometry.size, geometry.resize) for pixels in chunk]
+        batch = torch.from_numpy(np.stack([pixels for pixels, _ in seen]))
+        # Not around the yields: a caller that stops half-way would be left in inference mode.
+        with torch.inference_mode():
             logits = segmenter(to_unit(batch.permute(0, 3, 1, 2).to(device)))
-            for own, (_, (height, width)), pixels in zip(logits, seen, chunk, strict=True):
-                yield functional.interpolate(
+        for own, (_, (height, width)), pixels in zip(logits, seen, chunk, strict=True):
+            with torch.inference_mode():
+                sized = functional.interpolate(
                     own[None, :, :height, :width],
                     size=pixels.shape[:2],
                     mode="bilinear",
                     align_corners=False,
                 )[0].cpu()
+            yield sized
 
 
 def predict(settings: PredictSettings) -> PredictResult:

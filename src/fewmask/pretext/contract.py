@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewmask.augment import step_generator
+from fewmask.augment import Views, random_views, step_generator
 from fewmask.types import Batch
 
 
@@ -85,6 +85,20 @@ def drawn(batch: Batch, columns: int, stream: int = 0) -> Tensor:
     generator = step_generator(batch.seed, batch.step, "cpu", stream)
     everyone = torch.rand(batch.total or batch.start + n, columns, generator=generator)
     return everyone[batch.start : batch.start + n].to(batch.images.device)
+
+
+def view(batch: Batch, size: int, views: Views, stream: int = 0) -> Tensor:
+    """A random view of each image: float [B,3,size,size] of 0 to 1; another one a `stream`."""
+    generator = step_generator(batch.seed, batch.step, batch.images.device, stream)
+    return random_views(
+        batch.images,
+        size,
+        views,
+        generator,
+        start=batch.start,
+        total=batch.total,
+        valid=batch.valid,
+    )
 
 
 @torch.no_grad()
