@@ -6,11 +6,15 @@ import math
 
 import pytest
 import torch
+from tests.pretext.small import GroupNormEncoder, make_batch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from fewmask.losses import SEGMENTATION_LOSSES, cross_entropy, focal, nt_xent, soft_dice
-from fewmask.types import IGNORED
+from fewmask.flags import flat
+from fewmask.losses import SEGMENTATION_LOSSES, cross_entropy, dcl, focal, nt_xent, soft_dice
+from fewmask.pretext.contract import Pool
+from fewmask.pretext.simclr import SimCLR
+from fewmask.types import IGNORED, UserError
 
 PIXEL_LOSSES = [cross_entropy, soft_dice, focal]
 
@@ -175,3 +179,68 @@ def test_the_table_names_losses_of_one_shape() -> None:
     for name, loss in SEGMENTATION_LOSSES.items():
         assert loss(logits, labels).shape == (), name
     assert SEGMENTATION_LOSSES["bce"] is SEGMENTATION_LOSSES["ce"] is cross_entropy
+
+
+def slow_dcl(first: Tensor, second: Tensor, temperature: float) -> float:
+    """Equation 6 of the paper, anchor by anchor: negatives are both views of other pictures."""
+    views = [first.tolist(), second.tolist()]
+
+    def similarity(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    terms = []
+    for k in (0, 1):
+        for i, anchor in enumerate(views[k]):
+            others = [z for view in views for j, z in enumerate(view) if j != i]
+            negatives = sum(math.exp(similarity(anchor, z) / temperature) for z in others)
+            positive = similarity(anchor, views[1 - k][i]) / temperature
+            terms.append(math.log(negatives) - positive)
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("n", [2, 7])
+def test_dcl_is_the_papers(n: int, temperature: float) -> None:
+    first, second = projections(n)
+    expected = slow_dcl(first, second, temperature)
+    assert dcl(first, second, temperature).item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_dcl_of_parts_is_that_of_the_whole_with_its_gradient() -> None:
+    first, second = projections(9)
+    whole = dcl(first, second, 0.2)
+    expected = torch.autograd.grad(whole, (first, second))
+    parts = [
+        dcl(first[part], second[part], 0.2, start=part.start, all_first=first, all_second=second)
+        for part in (slice(0, 3), slice(3, 6), slice(6, 9))
+    ]
+    mean = torch.stack(parts).mean()
+    assert mean.item() == pytest.approx(whole.item(), abs=1e-12)
+    for found, wanted in zip(torch.autograd.grad(mean, (first, second)), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+
+
+def test_dcl_computes_in_float32_and_needs_two_pictures() -> None:
+    first, second = projections(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = dcl(first.bfloat16(), second.bfloat16(), 0.2)
+    assert inside.dtype == torch.float32
+    assert inside.item() == pytest.approx(
+        dcl(first.bfloat16().double(), second.bfloat16().double(), 0.2).item(), abs=1e-5
+    )
+    with pytest.raises(ValueError, match="at least 2"):
+        dcl(first[:1], second[:1], 0.2)
+
+
+def test_simclr_takes_dcl_by_name_and_its_default_is_in_no_key() -> None:
+    first, second = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    for config, loss in ((SimCLR(), nt_xent), (SimCLR(loss="dcl"), dcl)):
+        task = config.task(GroupNormEncoder(), 16, Pool())
+        task.two_views = lambda batch: (first, second)  # type: ignore[method-assign]
+        task.project = lambda views: views  # type: ignore[method-assign]
+        (found,) = task(make_batch(n=4)).items()
+        assert found[0] == loss.__name__
+        assert torch.equal(found[1], loss(first, second, config.temperature))
+    assert "loss" not in flat(SimCLR())
+    with pytest.raises(UserError, match="--loss focal: expected nt_xent or dcl"):
+        SimCLR(loss="focal")  # type: ignore[arg-type]

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import get_args
 
+from fewmask.pretext.colorize import Colorize
 from fewmask.pretext.contract import Pool, PretextModule
+from fewmask.pretext.densecl import DenseCL
+from fewmask.pretext.dino import Dino
+from fewmask.pretext.jigsaw import Jigsaw
+from fewmask.pretext.masked import Masked
+from fewmask.pretext.relative_position import RelativePosition
 from fewmask.pretext.simclr import SimCLR
+from fewmask.pretext.supervised import Supervised
 
-Pretext = SimCLR
+Pretext = Colorize | DenseCL | Dino | Jigsaw | Masked | RelativePosition | SimCLR | Supervised
 
 PRETEXTS: dict[str, type[Pretext]] = {kind.name: kind for kind in (get_args(Pretext) or (Pretext,))}
 """The tasks by the names that the command line knows."""

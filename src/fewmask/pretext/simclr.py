@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewmask.augment import Views, normalise, random_views, step_generator
+from fewmask.augment import Views, normalise
 from fewmask.distributed import gather_rows
-from fewmask.losses import nt_xent
-from fewmask.pretext.contract import Pool, PretextModule, pooled, spread, width_of
+from fewmask.losses import CONTRASTIVE_LOSSES
+from fewmask.pretext.contract import Pool, PretextModule, pooled, spread, view, width_of
 from fewmask.types import Batch, UserError
 
 
@@ -36,8 +36,13 @@ class SimCLR:
     """Width of the projection, in which views are compared."""
     views: Views = field(default_factory=Views)
     """The random views."""
+    loss: Literal["nt_xent", "dcl"] | None = None
+    """nt_xent (Chen's, the default), or dcl, which leaves the positive out of the denominator and
+    so learns faster from batches below about 512 (Yeh et al. 2021, arXiv:2110.06848)."""
 
     def __post_init__(self) -> None:
+        if self.loss not in (None, *CONTRASTIVE_LOSSES):
+            raise UserError(f"--loss {self.loss}: expected {' or '.join(CONTRASTIVE_LOSSES)}")
         if not 0 < self.temperature < torch.inf:
             raise UserError(f"--temperature {self.temperature}: expected a number above 0")
         if min(self.projection, *self.hidden, 1) < 1:
@@ -49,7 +54,7 @@ class SimCLR:
 
 
 class SimCLRTask(PretextModule):
-    """Batch -> NT-Xent between two views of each picture, over the pictures of all processes.
+    """Batch -> NT-Xent (or DCL) between two views of each picture, over all processes' pictures.
 
     Batch norm, if the encoder has any, takes its statistics over each process' own views: with it
     two processes are close to one process with the whole batch, without it they are equal.
@@ -67,7 +72,8 @@ class SimCLRTask(PretextModule):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         first, second = self.project(torch.cat(self.two_views(batch))).chunk(2)
-        loss = nt_xent(
+        name = self.config.loss or "nt_xent"
+        loss = CONTRASTIVE_LOSSES[name](
             first,
             second,
             self.config.temperature,
@@ -75,25 +81,12 @@ class SimCLRTask(PretextModule):
             all_first=gather_rows(first),
             all_second=gather_rows(second),
         )
-        return {"nt_xent": loss}
+        return {name: loss}
 
     def two_views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Two [B,3,size,size] of values 0 to 1; each picture with random parameters of its own."""
-        made = []
-        for stream in (0, 1):
-            generator = step_generator(batch.seed, batch.step, batch.images.device, stream)
-            made.append(
-                random_views(
-                    batch.images,
-                    self.size,
-                    self.config.views,
-                    generator,
-                    start=batch.start,
-                    total=batch.total,
-                    valid=batch.valid,
-                )
-            )
-        return made[0], made[1]
+        size, views = self.size, self.config.views
+        return view(batch, size, views), view(batch, size, views, stream=1)
 
     def project(self, images: Tensor) -> Tensor:
         """[B,3,H,W] of values 0 to 1 -> [B,projection], not normalised."""
