@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from fewmask import decoders
 from fewmask.augment import PairAugment, augment_pair, normalise, step_generator, to_unit
-from fewmask.losses import SEGMENTATION_LOSSES
+from fewmask.data.classes import colours
+from fewmask.decoders import Decoder
+from fewmask.losses import segmentation_losses
 from fewmask.types import Batch, Labels, Resize
 
 
@@ -24,16 +26,18 @@ class Geometry:
 
 
 class Segmenter(nn.Module):
-    """An smp network that takes any height and width.
+    """A network that takes any height and width.
 
-    `network` is the smp model itself, with smp's names, so its weights open in smp.
+    `network` is what the decoder builds; of smp's decoders it is the smp model itself, with smp's
+    names, so its weights open in smp.
     """
 
-    def __init__(self, encoder: str, decoder: str, labels: Labels) -> None:
+    def __init__(self, encoder: str, decoder: str | Decoder, labels: Labels) -> None:
         super().__init__()
-        self.network = decoders.build(decoder, encoder, labels.n_logits)
+        self.decoder = decoders.component(decoder)
+        self.network = decoders.build(self.decoder, encoder, labels.n_logits)
         self.network.to(memory_format=torch.channels_last)
-        self.labels, self.encoder_name, self.decoder_name = labels, encoder, decoder
+        self.labels, self.encoder_name = labels, encoder
 
     @property
     def encoder(self) -> nn.Module:
@@ -65,11 +69,24 @@ class Segmenter(nn.Module):
 
 
 class SegmentationTask(nn.Module):
-    """Batch of images and masks -> the named losses, under random geometry and colour."""
+    """Batch of images and masks -> the named losses, under random geometry and colour.
 
-    def __init__(self, segmenter: Segmenter, loss: str, augment: PairAugment | None) -> None:
+    `class_weights` [K], float32, go to the losses that know them.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        loss: str,
+        augment: PairAugment | None,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.segmenter, self.loss, self.augment = segmenter, loss, augment
+        # In no state: it follows from the settings and the masks.
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.signals: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -88,7 +105,7 @@ class SegmentationTask(nn.Module):
                 total=batch.total,
             )
         logits = self.segmenter(images)
-        return {part: SEGMENTATION_LOSSES[part](logits, masks) for part in self.loss.split("+")}
+        return segmentation_losses(self.loss, logits, masks, self.class_weights)
 
     def groups(self, encoder_lr: float) -> list[tuple[float, nn.Module]]:
         """(rate as a ratio of the base rate, module), for the optimiser."""
@@ -107,12 +124,14 @@ def describe(segmenter: Segmenter, geometry: Geometry) -> dict[str, Any]:
     """All that is needed, beside the weights, to build the model again."""
     return {
         "encoder": segmenter.encoder_name,
-        "decoder": segmenter.decoder_name,
+        "decoder": segmenter.decoder.name,
+        "decoder_options": decoders.options_of(segmenter.decoder),
         "size": geometry.size,
         "resize": geometry.resize,
         "classes": list(segmenter.labels.names),
         "lut": list(segmenter.labels.lut),
         "border_lut": segmenter.labels.border_lut and list(segmenter.labels.border_lut),
+        "colours": [list(colour) for colour in colours(segmenter.labels)],
     }
 
 
@@ -123,6 +142,8 @@ def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
         tuple(described["classes"]),
         tuple(described["lut"]),
         None if border is None else tuple(border),
+        tuple((r, g, b) for r, g, b in described.get("colours") or ()) or None,
     )
-    segmenter = Segmenter(described["encoder"], described["decoder"], labels)
+    decoder = decoders.component(described["decoder"], **described.get("decoder_options", {}))
+    segmenter = Segmenter(described["encoder"], decoder, labels)
     return segmenter, Geometry(described["size"], described["resize"])
