@@ -133,7 +133,11 @@ def test_overlays_tint_and_outline_only_what_was_found() -> None:
     pixels = np.full((9, 9, 3), 100, np.uint8)
     mask = np.zeros((9, 9), np.uint8)
     mask[2:7, 2:7] = 1
-    drawn = overlay(pixels, mask)
+    drawn = overlay(pixels, mask, ((0, 0, 0), (230, 159, 0)))
     assert (drawn[mask == 0] == 100).all()
     assert (drawn[mask == 1] != 100).any(axis=1).all()
-    assert edges(mask).sum() == 16
+    assert (drawn[(mask == 1) & edges(mask)] == (230, 159, 0)).all()
+    assert (mask[edges(mask)] == 1).sum() == 16
+    swapped = overlay(pixels, mask, ((9, 9, 9), (0, 0, 0)))
+    assert (swapped[mask == 1] == 100).all(), "black is background, whatever its id"
+    assert (swapped[mask == 0] != 100).any(axis=1).all()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = ["UserError", "__version__", "check", "demo", "evaluate", "export", "finetune", "predict"]
-__all__ += ["pretrain", "report", "study"]
+__all__ += ["pretrain", "probe", "report", "study"]
 
 if TYPE_CHECKING:
     from fewmask.api import (
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         finetune,
         predict,
         pretrain,
+        probe,
         report,
         study,
     )

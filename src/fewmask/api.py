@@ -25,6 +25,7 @@ from fewmask.settings import (
     FinetuneSettings,
     PredictSettings,
     PretrainSettings,
+    ProbeSettings,
     ReportSettings,
     StudySettings,
 )
@@ -34,6 +35,7 @@ from fewmask.types import (
     FinetuneResult,
     PredictResult,
     PretrainResult,
+    ProbeResult,
     StudyResult,
     UserError,
 )
@@ -79,6 +81,14 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     from fewmask import evaluation
 
     return evaluation.evaluate(settings)
+
+
+@_with_settings(ProbeSettings)
+def probe(settings: ProbeSettings) -> ProbeResult:
+    """Linear and k-NN probes of an encoder on labelled images, beside a random encoder."""
+    from fewmask.probing.command import probe as work
+
+    return work(settings)
 
 
 @_with_settings(PredictSettings)

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "score a run on pairs of images and masks",
     "predict": "masks and overlays for images of any size",
     "export": "a run's model in another format, checked against the original",
+    "probe": "an encoder's features under linear and k-NN probes",
     "study": "compare starting points x label budgets x repeats",
     "report": "table, figures and page of a study again",
 }
@@ -26,10 +27,13 @@ POSITIONAL = {
     "evaluate": ("run",),
     "predict": ("run", "paths"),
     "export": ("run",),
+    "probe": ("run",),
     "study": ("plan",),
     "report": ("study",),
 }
 REPEATED = {"check": ("images",)}
+CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
+"""Commands with a component whose own flags join theirs: the flag that names it, the default."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -112,7 +116,7 @@ def parse(command: str, argv: list[str]) -> Any:
     )
     values = given(parser, argv, cls, *components)
     for kind in components:
-        values["pretext"] = construct(kind, values)
+        values[CHOSEN[command][0]] = construct(kind, values)
     try:
         return construct(cls, values)
     except UserError as mistake:
@@ -128,23 +132,32 @@ def parse(command: str, argv: list[str]) -> Any:
 
 
 def _components(command: str, argv: list[str]) -> tuple[type, ...]:
-    """The classes whose flags join the command's: the chosen pretext task's."""
-    if command != "pretrain":
+    """The classes whose flags join the command's: the chosen pretext task's or decoder's."""
+    if command not in CHOSEN:
         return ()
     from fewmask.flags import read_toml
-    from fewmask.pretext import PRETEXTS
 
-    chosen = _said(argv, "--pretext")
+    what, default = CHOSEN[command]
+    chosen = _said(argv, f"--{what}")
     config = _said(argv, "--config")
     if chosen is None and config is not None:
-        chosen = read_toml(config).get("pretext")
-    name = chosen or "simclr"
-    if name not in PRETEXTS:
+        chosen = read_toml(config).get(what)
+    name = chosen or default
+    if what == "pretext":
+        from fewmask.pretext import PRETEXTS
+
+        known: dict[str, type] = {**PRETEXTS}
+    else:
+        from fewmask.decoders import DECODERS
+
+        known = {**DECODERS}
+    if name not in known:
+        words = {"pretext": "pretext task"}.get(what, what)
         raise UserError(
-            f"--pretext {name}: unknown pretext task{near(str(name), list(PRETEXTS))}; "
-            f"known: {', '.join(PRETEXTS)}"
+            f"--{what} {name}: unknown {words}{near(str(name), list(known))}; "
+            f"known: {', '.join(known)}"
         )
-    return (PRETEXTS[name],)
+    return (known[name],)
 
 
 def _said(argv: list[str], flag: str) -> str | None:
@@ -196,6 +209,9 @@ def run_pretrain(settings: Any) -> int:
         f"{result.seconds:.0f} s, loss {result.loss:.4g}; the encoder moved {result.moved:.3g} "
         "from its start"
     )
+    if result.probe_iou_start is not None or result.probe_iou is not None:
+        print(f"dense probe: IoU {number(result.probe_iou)}, {number(result.probe_iou_start)} "
+              "at the start")  # fmt: skip
     print(f"encoder: {result.out / 'encoder.safetensors'}")
     return 0
 
@@ -244,6 +260,27 @@ def run_export(settings: Any) -> int:
     return 0
 
 
+def run_probe(settings: Any) -> int:
+    """Probe an encoder, then a line a probe."""
+    from fewmask import api
+
+    result = api.probe(**vars(settings))
+    if result.transfer:
+        print(f"loaded {result.transfer.sentence()}")
+    print(
+        f"{result.images} images of {len(result.classes)} classes; a draw trains on "
+        f"{result.n_train}, tests on {result.n_test}; chance {result.chance:.4f}"
+    )
+    for score in (*result.scores, *result.differences):
+        ends = score.interval
+        words = f"95 % {ends[0]:.4f} to {ends[1]:.4f}" if ends else "no interval"
+        plus = "+" if score in result.differences else ""
+        words = f"{words} over {len(score.values)} draw{'s' * (len(score.values) > 1)}"
+        print(f"{score.probe:<9}{score.encoder:<16}{score.mean:{plus}.4f}  ({words})")
+    print(f"table: {result.out / 'probe.csv'}")
+    return 0
+
+
 def run_study(settings: Any) -> int:
     """Run a study, then its table."""
     import shlex
@@ -278,6 +315,7 @@ RUN: dict[str, Callable[[Any], int]] = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "export": run_export,
+    "probe": run_probe,
     "study": run_study,
     "report": run_report,
 }

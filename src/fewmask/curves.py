@@ -3,42 +3,93 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewmask.files import write_bytes_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ASIDE = {"step", "epoch", "lr", "images_per_second", "waiting", "loss", "val_loss", "val_iou"}
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Loss (training and validation), then validation IoU, then every other signal, by step."""
+    """Loss (training and validation), then validation IoU, then every other signal, by step.
+
+    A measure and what it is to be compared with (accuracy and chance, error and the constant
+    answer's) share a panel. What was looked at now and then only is drawn with its points.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = sorted({name for row in rows for name in row})
-    signals = [n for n in names if n not in ASIDE and not n.startswith("val_")]
-    panels = [["loss", "val_loss"], *([["val_iou"]] if "val_iou" in names else [])]
-    parts = {n for n in signals if all(r.get(n) == r.get("loss") for r in rows)}
-    panels += [[name] for name in signals if name not in parts]
-    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
+    drawn = panels(rows)
+    figure = Figure(figsize=(7, 2.4 * len(drawn)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, panels, strict=True):
+    axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, drawn, strict=True):
         for name in panel:
-            points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
-            if points:
-                steps, values = zip(*points, strict=True)
-                marker = "o" if name.startswith("val_") else None
-                axis.plot(steps, values, label=name, marker=marker, markersize=3, linewidth=1.2)
+            _draw(axis, rows, name, reference=reference_of(name, panel) is not None)
         axis.set_ylabel(panel[0].removeprefix("val_").replace("_", " "))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if len(panel) > 1:
+        if len(axis.lines) > 1:
             axis.legend(frameon=False)
     axes[0].set_title(title, fontsize=10)
     axes[-1].set_xlabel("step")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     write_bytes_atomic(path, picture.getvalue())
+
+
+def panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The names in each panel, from the top; those that never have a value have none."""
+    names = sorted({name for row in rows for name, value in row.items() if value is not None})
+    found = {"loss": ["loss", "val_loss"]}
+    if "val_iou" in names:
+        found["val_iou"] = ["val_iou"]
+    signals = [name for name in names if name not in ASIDE]
+    compared = {name: of for name in signals if (of := _compared_with(name, names))}
+    for name in signals:
+        # The only part of the loss, which is drawn already.
+        is_loss = all(row.get(name) == row.get("loss") for row in rows)
+        if name not in compared and not is_loss:
+            found[name] = [name]
+    for name, of in compared.items():
+        found.setdefault(of, [of]).append(name)
+    return list(found.values())
+
+
+def _compared_with(name: str, names: Collection[str]) -> str | None:
+    """The measure in whose panel a signal stands: chance in accuracy's, constant_error in error's,
+    val_accuracy and part_accuracy in accuracy's, probe_iou_start in probe_iou's."""
+    of = reference_of(name, names)
+    if of is None and name.endswith("_accuracy") and "accuracy" in names:
+        return "accuracy"
+    return of
+
+
+def reference_of(name: str, names: Collection[str]) -> str | None:
+    """The measure that a signal is what no skill would get of; None where it is no reference."""
+    if name == "chance":
+        of = "accuracy"
+    elif name == "constant_answer":
+        of = "loss"
+    elif name.startswith("constant_"):
+        of = name.removeprefix("constant_")
+    else:
+        of = name.removesuffix("_chance").removesuffix("_start")
+        of = "" if of == name else of
+    return of if of in names else None
+
+
+def _draw(axis: Axes, rows: Sequence[Mapping[str, Any]], name: str, *, reference: bool) -> None:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    style: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if reference else {}
+    if not reference and len(points) < max(2, len(rows)):  # looked at now and then
+        style["marker"] = "o"
+    axis.plot(steps, values, label=name.replace("_", " "), markersize=3, linewidth=1.2, **style)

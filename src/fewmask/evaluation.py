@@ -16,14 +16,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewmask.data import pets
+from fewmask.data import classes, pets
 from fewmask.data.check import check_pairs
-from fewmask.data.sources import MaskOptions, Pair, open_pairs
+from fewmask.data.classes import UNKNOWN, of_run
+from fewmask.data.sources import MaskOptions, Pair, PairSet, open_pairs
 from fewmask.devices import pick_device
 from fewmask.files import write_json_atomic, write_text_atomic
-from fewmask.inference import Model, Pixels, load_run, logits_of, own_folder, save_picture
+from fewmask.inference import (
+    LEGEND,
+    Model,
+    Pixels,
+    load_run,
+    logits_of,
+    own_folder,
+    save_legend,
+    save_picture,
+)
 from fewmask.losses import cross_entropy, focal, soft_dice
-from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, scores
+from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, per_class, scores
 from fewmask.progress import Report, progress, silent
 from fewmask.segmentation import Geometry, Segmenter, predicted
 from fewmask.settings import EvaluateSettings
@@ -112,17 +122,18 @@ def border_readings(
 def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """Score a run on all pairs; leaves metrics.json (last), per_image.csv and overlays/.
 
-    Masks are read as the run's own were, where no flag says otherwise. Raises UserError with all
-    faults of the pairs before anything is written.
+    Of more than two classes also `legend.png`, the overlays' colours. Masks are read as the run's
+    own were, where no flag says otherwise; a class_dict.csv of the pairs goes by its names. Raises
+    UserError with all faults of the pairs before anything is written.
     """
     device = pick_device(settings.device)
     out = Path(settings.out)
-    own_folder(out, {"metrics.json", "per_image.csv", "overlays"})
+    own_folder(out, {"metrics.json", "per_image.csv", "overlays", LEGEND})
     model = load_run(settings.run, device)
     pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
     own = model.segmenter.labels
     with progress("checking pairs") as report:
-        checked = check_pairs(pairs, None if _said(settings) else own, progress=report)
+        checked = check_pairs(pairs, _reading(settings, pairs, model), progress=report)
     checked.raise_faults()
     for warning in checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -136,8 +147,12 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         (out / old).unlink(missing_ok=True)
     shutil.rmtree(out / "overlays", ignore_errors=True)
 
+    if own.n_classes > 2:
+        save_legend(out / LEGEND, own, ("right, or not scored", LEFT_OUT))
+
     def keep(pair: Pair, pixels: Pixels, truth: Pixels, mask: Pixels) -> None:
-        save_picture(out / "overlays" / f"{pair.name}.png", error_overlay(pixels, truth, mask))
+        picture = error_overlay(pixels, truth, mask, own)
+        save_picture(out / "overlays" / f"{pair.name}.png", picture)
 
     with progress("scoring") as report:
         found = score_pairs(
@@ -147,7 +162,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     seen = [picture in trained for picture in checked.hashes]
     dataset, per_image, per_class = aggregate(found, own.names)
     result = EvaluateResult(out, len(found), sum(seen), dataset, per_image, per_class, DEFINITIONS)
-    write_text_atomic(out / "per_image.csv", per_image_csv(found, seen))
+    write_text_atomic(out / "per_image.csv", per_image_csv(found, own.names, seen))
     table = {
         "dataset": dataset,
         "per_image_mean": per_image,
@@ -166,6 +181,23 @@ def _said(settings: EvaluateSettings) -> bool:
     """Whether a flag says how the masks are to be read."""
     flags = (settings.border, settings.classes, settings.ignore, settings.mask_values)
     return any(flag is not None for flag in flags)
+
+
+def _reading(settings: EvaluateSettings, pairs: PairSet, model: Model) -> Labels | None:
+    """How the run reads these masks; None where that follows from the pairs' options."""
+    own, trained = model.segmenter.labels, model.described["options"]
+    if pairs.table is None or settings.classes or settings.mask_values:
+        return None if _said(settings) else own
+    before = enumerate(trained.get("table") or ())
+    ignored = {name for value, name in before if own.lut[value] == IGNORED}
+    ignored |= {name for k, name in enumerate(pairs.table.names) if k == settings.ignore}
+    found = of_run(pairs.table, own, ignored)
+    if set(found.lut) <= {IGNORED, UNKNOWN}:
+        raise UserError(
+            f"{pairs.table.where}: names none of the classes that {model.run} knows "
+            f"({', '.join(own.names)}). Pass --classes to call its classes by the run's names"
+        )
+    return found
 
 
 def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
@@ -194,8 +226,14 @@ def _trained_on(run: Path) -> set[str]:
     return {entry["image"] for part in parts.values() for entry in part}
 
 
-def per_image_csv(all_scores: Sequence[ImageScores], seen: Sequence[bool] | None = None) -> str:
-    """One line an image: name, scores, pixel counts (tp, fp, fn, tn for two classes), seen."""
+def per_image_csv(
+    all_scores: Sequence[ImageScores], names: Sequence[str], seen: Sequence[bool] | None = None
+) -> str:
+    """One line an image: name, scores, pixel counts, whether it was seen in training.
+
+    Two classes: the counts tp, fp, fn, tn. More: tp_CLASS, fp_CLASS and fn_CLASS of each, and its
+    own iou_CLASS. Scores over images are ratios of the counts' sums.
+    """
     rows = []
     for i, image in enumerate(all_scores):
         own = scores(image.confusion)
@@ -204,8 +242,11 @@ def per_image_csv(all_scores: Sequence[ImageScores], seen: Sequence[bool] | None
         row |= {"bce_loss": image.bce_loss}
         row |= {name: own[name] for name in ("recall", "precision", "accuracy")}
         row |= {name: scores(c)["iou"] for name, c in image.readings.items()}
+        if len(names) > 2:
+            each = per_class(image.confusion, names)
+            row |= {f"iou_{name}": found["iou"] for name, found in each.items()}
         row["valid_pixels"] = image.valid_pixels
-        row |= _counts(image.confusion)
+        row |= _counts(image.confusion, names)
         if seen is not None:
             row["seen_in_training"] = int(seen[i])
         rows.append(row)
@@ -216,21 +257,31 @@ def per_image_csv(all_scores: Sequence[ImageScores], seen: Sequence[bool] | None
     return text.getvalue()
 
 
-def _counts(matrix: NDArray[np.int64]) -> dict[str, int]:
+def _counts(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
     if len(matrix) == 2:
         (tn, fp), (fn, tp) = matrix.tolist()
         return {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
-    k = range(len(matrix))
-    return {f"n_{i}_{j}": int(matrix[i, j]) for i in k for j in k}
+    right, found, there = np.diag(matrix), matrix.sum(0), matrix.sum(1)
+    counts = {"tp": right, "fp": found - right, "fn": there - right}
+    return {f"{of}_{name}": int(counts[of][k]) for k, name in enumerate(names) for of in counts}
 
 
 RIGHT, ADDED, MISSED, LEFT_OUT = (0, 158, 115), (230, 97, 1), (0, 114, 178), (200, 200, 200)
 
 
-def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels) -> Image.Image:
-    """The image with what was found in green, wrongly added in orange, missed in blue, grey where
-    the truth is ignored. Of several classes: any class but 0 counts as found where it is right.
+def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -> Image.Image:
+    """The image [H,W,3] with what is right and wrong in the predicted mask [H,W].
+
+    Two classes: what was found in green, wrongly added in orange, missed in blue, grey where the
+    truth is ignored. More: the image in pale grey, and in the colour of the class that was
+    predicted where that is wrong.
     """
+    if labels.n_classes > 2:
+        grey = (pixels @ np.array([0.299, 0.587, 0.114]))[..., None].repeat(3, axis=2)
+        pale = 0.5 * grey + 0.5 * 255
+        painted = np.array(classes.colours(labels), np.uint8)[mask]
+        wrong = ((truth != IGNORED) & (truth != mask))[..., None]
+        return Image.fromarray(np.where(wrong, 0.15 * grey + 0.85 * painted, pale).astype(np.uint8))
     colours = np.zeros((*mask.shape, 3), np.float32)
     known = truth != IGNORED
     states = (

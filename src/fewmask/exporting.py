@@ -120,8 +120,17 @@ def _write_smp(model: Model, path: Path, _: Tensor) -> Reader:
     import segmentation_models_pytorch as smp
 
     network = model.segmenter.network
+    config = decoders.smp_config(network)
+    if config is None:
+        options = decoders.options_of(model.segmenter.decoder)
+        told = "".join(f" --{k.replace('_', '-')} {v}" for k, v in options.items())
+        raise UserError(
+            f"{model.run}: smp cannot build --decoder {model.segmenter.decoder.name}{told} on "
+            f"--encoder {model.segmenter.encoder_name}: parts of it are fewmask's own. "
+            "Choose --format torch, onnx or openvino"
+        )
     path.mkdir()
-    write_json_atomic(path / "config.json", decoders.smp_config(network))
+    write_json_atomic(path / "config.json", config)
     save_weights(path / "model.safetensors", network.state_dict(), {"format": "pt"})
     with redirect_stdout(io.StringIO()):  # the hub's library says where it loads from
         opened = smp.from_pretrained(str(path)).eval()
@@ -178,7 +187,9 @@ def _write_openvino(model: Model, path: Path, inputs: Tensor) -> Reader:
     try:
         openvino.save_model(converted, str(path), compress_to_fp16=False)
     except RuntimeError as problem:  # its own words don't say which file, nor why
-        raise OSError(errno.EIO, "openvino could not save it: no room or no permission") from problem
+        raise OSError(
+            errno.EIO, "openvino could not save it: no room or no permission"
+        ) from problem
     # By itself it computes in bf16 where the processor can: that would be checked, not the export.
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(compiled(images.numpy())[0])

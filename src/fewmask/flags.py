@@ -19,6 +19,9 @@ import docstring_parser
 
 from fewmask.types import UserError, is_union
 
+COMPONENTS = {"Pretext": str, "Decoder": str}
+"""Types of settings that are a component: named on the command line, with flags of its own."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are UserErrors."""
@@ -40,7 +43,7 @@ def flag_name(field_name: str) -> str:
 
 def options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
     """(field, type, help) of a dataclass's fields; those of nested dataclasses flattened."""
-    hints = get_type_hints(cls, localns={"Pretext": str})
+    hints = get_type_hints(cls, localns=COMPONENTS)
     texts = {
         p.arg_name: p.description or ""
         for c in reversed(cls.__mro__)
@@ -203,7 +206,7 @@ def construct(cls: type, values: dict[str, Any]) -> Any:
 
     Raises UserError naming the fields that have no default and no value.
     """
-    hints = get_type_hints(cls, localns={"Pretext": str})
+    hints = get_type_hints(cls, localns=COMPONENTS)
     arguments, missing = {}, []
     for field in fields(cls):
         if is_dataclass(hints[field.name]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,29 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
 from fewmask.augment import to_unit
 from fewmask.checkpoint import read_weights
+from fewmask.data import classes
 from fewmask.data.images import Undecodable, resize_image
 from fewmask.data.sources import ImageItem, open_file, open_images
 from fewmask.files import write_bytes_atomic
 from fewmask.progress import progress
 from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
 from fewmask.settings import PredictSettings
-from fewmask.types import PredictResult, UserError
+from fewmask.types import Colour, Labels, PredictResult, UserError
 
 Pixels = NDArray[np.uint8]
 
 BATCH = 16
-
-PALETTE = (
-    (0, 0, 0), (230, 97, 1), (94, 60, 153), (0, 158, 115), (86, 180, 233), (240, 228, 66),
-    (0, 114, 178), (204, 121, 167), (213, 94, 0), (153, 153, 153),
-)  # fmt: skip
-"""Colours of the classes in pictures, distinguishable to most colour-blind eyes; reused in turn."""
+LEGEND = "legend.png"
 
 
 @dataclass(frozen=True)
@@ -100,15 +97,21 @@ def logits_of(
 def predict(settings: PredictSettings) -> PredictResult:
     """Masks and overlays of all images named, in files beside each other by stem.
 
+    Of more than two classes also `legend.png`, their colours.
+
     Raises UserError for what cannot be read, before anything is written.
     """
     from fewmask.devices import pick_device
 
     device = pick_device(settings.device)
     out = Path(settings.out)
-    own_folder(out, {"masks", "overlays"})
+    own_folder(out, {"masks", "overlays", LEGEND})
     model = load_run(settings.run, device)
     found = named_images(settings.paths)
+    labels = model.segmenter.labels
+    colours = classes.colours(labels)
+    if labels.n_classes > 2:
+        save_legend(out / LEGEND, labels)
     masks: list[Path] = []
     overlays: list[Path] = []
     with progress("predicting") as report:
@@ -117,7 +120,7 @@ def predict(settings: PredictSettings) -> PredictResult:
             masks.append(out / "masks" / f"{stem}.png")
             overlays.append(out / "overlays" / f"{stem}.png")
             save_mask(masks[-1], mask)
-            save_picture(overlays[-1], overlay(pixels, mask))
+            save_picture(overlays[-1], overlay(pixels, mask, colours))
             report(len(masks), len(found))
     return PredictResult(out, tuple(masks), tuple(overlays))
 
@@ -208,24 +211,35 @@ def save_mask(path: Path, mask: Pixels) -> None:
     save_picture(path, mask)
 
 
-def _colours() -> list[tuple[int, int, int]]:
-    cycle = PALETTE[1:]
-    return [PALETTE[0], *(cycle[(i - 1) % len(cycle)] for i in range(1, 256))]
+def overlay(pixels: Pixels, mask: Pixels, colours: Sequence[Colour]) -> Pixels:
+    """The image uint8 [H,W,3] with each class tinted and outlined in its colour, but for black."""
+    painted = np.array(colours, np.uint8)[mask]
+    inside: NDArray[np.bool_] = np.any(painted, axis=2)
+    tinted = np.where(inside[..., None], 0.55 * pixels + 0.45 * painted, pixels).astype(np.uint8)
+    drawn = edges(mask) & inside
+    return np.where(drawn[..., None], painted, tinted).astype(np.uint8)
 
 
-def overlay(pixels: Pixels, mask: Pixels) -> Pixels:
-    """The image uint8 [H,W,3] with each class but 0 tinted and outlined in its colour."""
-    colours = np.array(_colours(), np.uint8)[mask]
-    inside = (mask > 0)[..., None]
-    tinted = np.where(inside, 0.55 * pixels + 0.45 * colours, pixels).astype(np.uint8)
-    return np.where(edges(mask)[..., None], colours, tinted).astype(np.uint8)
+def save_legend(path: Path, labels: Labels, *more: tuple[str, Colour]) -> None:
+    """A PNG of the classes' colours and names, and of `more` of them."""
+    named = [*zip(labels.names, classes.colours(labels), strict=True), *more]
+    entries = [(" ".join(name.split()), colour) for name, colour in named]
+    font = ImageFont.load_default(14)
+    width = 44 + max(math.ceil(font.getlength(name)) for name, _ in entries)
+    picture = Image.new("RGB", (width, 8 + 22 * len(entries)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (name, colour) in enumerate(entries):
+        top = 8 + 22 * i
+        draw.rectangle((8, top, 22, top + 14), fill=colour, outline=(128, 128, 128))
+        draw.text((32, top + 7), name, fill="black", font=font, anchor="lm")
+    save_picture(path, picture)
 
 
 def edges(mask: Pixels) -> NDArray[np.bool_]:
-    """Pixels of classes other than 0 that touch another class."""
+    """Pixels that touch another class."""
     padded = np.pad(mask, 1, mode="edge")
     centre = padded[1:-1, 1:-1]
     around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     touching = np.any([centre != side for side in around], axis=0)
-    found: NDArray[np.bool_] = touching & (centre > 0)
+    found: NDArray[np.bool_] = touching
     return found

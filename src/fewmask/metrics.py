@@ -135,6 +135,9 @@ DEFINITIONS: dict[str, str] = {
     "precision": "TP / (TP + FP), from the sums of pixels; not defined where the class is never "
     "predicted. " + _CLASSES,
     "accuracy": "Correct pixels over valid pixels, all classes together.",
+    "iou_CLASS": "More than two classes: the IoU of the class of that name, from the same sums. "
+    "Where it is not defined the mean leaves it out. per_class holds its F1, recall and precision "
+    "as well.",
     "iou_per_image": "The mean over images of each image's own IoU, images where it is not "
     "defined left out.",
     "iou_border_foreground": "Oxford-IIIT Pet only: the IoU with its border class counted as pet.",

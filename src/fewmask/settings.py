@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from fewmask.types import Border, Precision, Recipe, Resize, UserError, is_union
 
 if TYPE_CHECKING:
+    from fewmask.decoders import Decoder
     from fewmask.pretext import Pretext
 
 Optimizer = Literal["adam", "adamw", "sgd", "lars"]
 Schedule = Literal["cosine", "constant"]
-Loss = Literal["bce", "ce", "dice", "focal", "bce+dice"]
+Loss = Literal["bce", "ce", "dice", "focal", "bce+dice", "ce+dice", "border-ce"]
 Keep = Literal["best", "last", "average"]
 Format = Literal["onnx", "openvino", "smp", "torch"]
 
@@ -39,10 +40,17 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**63 - 1, "a whole number of 0 or more"),
     "devices": (1, 4096, "a number above 0"),
     "workers": (1, 4096, "a number above 0"),
+    "train": (2, math.inf, "a number of images, at least 2 of each class"),
+    "test": (1e-300, 1 - 1e-9, "a share of the images, above 0 and below 1"),
+    "draws": (1, math.inf, "a number above 0"),
+    "neighbours": (1, math.inf, "a number above 0"),
 }
 """Smallest and largest value of the numbers, and what to call that."""
 
-PATHS = {"images", "pairs", "init", "weights", "run", "out", "study"}
+WEIGHTINGS = ("balanced", "median")
+"""Class weights that follow from the training masks."""
+
+PATHS = {"images", "pairs", "init", "weights", "run", "out", "study", "probe_pairs"}
 
 
 class Settings:
@@ -50,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         faults: list[str] = []
-        hints = get_type_hints(type(self), localns={"Pretext": Any})
+        hints = get_type_hints(type(self), localns={"Pretext": Any, "Decoder": Any})
         for field in fields(self):  # type: ignore[arg-type]
             value, faulty = _accepted(field.name, getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
@@ -98,6 +106,15 @@ def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
     return value, [f"{flag} {value}: expected {words or 'a finite number'}"] if outside else []
 
 
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """Class weights `1,2.5,0` as numbers; None where they are not, or none is above 0."""
+    try:
+        found = tuple(float(part) for part in (text or "").split(","))
+    except ValueError:
+        return None
+    return found if max(found) > 0 and all(0 <= value < math.inf for value in found) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine(Settings):
     """Where and how a command computes; changes speed, not what is computed."""
@@ -121,7 +138,8 @@ class MaskFlags(Settings):
     border: Border = "ignore"
     """Oxford-IIIT Pet only: what its border class is."""
     classes: tuple[str, ...] | None = None
-    """Names of the classes in the order of their ids, separated by commas."""
+    """Names of the classes in the order of their ids, separated by commas (default: those of
+    class_dict.csv beside masks/: name,r,g,b; it also reads coloured masks)."""
     ignore: int | None = None
     """The value in mask files whose pixels neither train nor count."""
     mask_values: tuple[int, ...] | None = None
@@ -169,6 +187,13 @@ class PretrainSettings(Machine):
     """Weight decay (decoupled for adamw); biases and norms are exempt."""
     seed: int = 0
     """Of the weights, the order and the augmentation."""
+    probe_pairs: str | None = None
+    """A few images with masks (SRC, up to 32 are used): every so often a linear head on the frozen
+    features is fitted on half of them and scored on the others. Nothing is trained on them."""
+    probe_mask_values: tuple[int, ...] | None = None
+    """As --mask-values of finetune, for the masks of --probe-pairs."""
+    probe_ignore: int | None = None
+    """As --ignore of finetune, for the masks of --probe-pairs."""
 
 
 RECIPES: dict[Recipe, dict[str, Any]] = {
@@ -178,6 +203,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "lr": 1e-4,
         "optimizer": "adam",
         "loss": "bce",
+        "class_weights": None,
         "schedule": "constant",
         "warmup": 0.0,
         "encoder_lr": 1.0,
@@ -191,6 +217,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "lr": 1e-3,
         "optimizer": "adamw",
         "loss": "bce+dice",
+        "class_weights": None,
         "schedule": "cosine",
         "warmup": 0.1,
         "encoder_lr": 0.2,
@@ -218,8 +245,8 @@ class FinetuneSettings(MaskFlags, Machine):
     """Go on although not every encoder tensor is found in the start."""
     encoder: str = "resnet50"
     """The encoder, by timm's name."""
-    decoder: str = "unet"
-    """The decoder, by smp's name."""
+    decoder: str | Decoder = "unet"
+    """The decoder; its own flags follow it."""
     recipe: Recipe = "best"
     """The fine-tuning settings below, where they are not given: report or best."""
     size: int = 224
@@ -241,7 +268,13 @@ class FinetuneSettings(MaskFlags, Machine):
     optimizer: Optimizer | None = None
     """The optimiser."""
     loss: Loss | None = None
-    """The loss: bce (cross-entropy; of several classes softmax), dice, focal, bce+dice."""
+    """The loss: bce or ce (one and the same: sigmoid cross-entropy of two classes, softmax of
+    more), dice, focal, a sum, or border-ce (cross-entropy weighted towards the gaps between
+    objects, as in the first U-Net)."""
+    class_weights: str | None = None
+    """Weights of the classes in all losses but dice: balanced (all pixels / (classes x
+    the class's pixels)), median (median frequency balancing), both from the training masks; or a
+    number for each class, separated by commas."""
     schedule: Schedule | None = None
     """How the rate runs after the warm-up."""
     warmup: float | None = None
@@ -258,9 +291,16 @@ class FinetuneSettings(MaskFlags, Machine):
     """Of the split, the weights, the order and the augmentation."""
 
     def contradictions(self) -> list[str]:
-        """Steps with epochs, and --dev with --masks."""
+        """Steps with epochs, --dev with --masks, and class weights that are none."""
         both = self.dev is not None and self.masks is not None
         more = ["--dev and --masks are both given: choose one"] if both else []
+        if self.class_weights is not None and self.loss == "dice":
+            more.append("--class-weights and --loss dice: dice has none. Take one of them out")
+        if self.class_weights not in (None, *WEIGHTINGS) and numbers(self.class_weights) is None:
+            more.append(
+                f"--class-weights {self.class_weights}: expected {', '.join(WEIGHTINGS)}, or a "
+                "number of 0 or more for each class, separated by commas"
+            )
         return [*super().contradictions(), *more]
 
     def resolved(self) -> FinetuneSettings:
@@ -285,6 +325,65 @@ class EvaluateSettings(MaskFlags, Machine):
     """The folder to write metrics.json, per_image.csv and overlays/ to."""
     border: Border | None = None  # type: ignore[assignment]
     """Oxford-IIIT Pet only: what its border class is (default: as the run was trained)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(Machine):
+    """How far an encoder's frozen features tell labelled classes apart, beside a random one's."""
+
+    run: str
+    """A run folder, a weights file, scratch, or imagenet."""
+    images: str
+    """Labelled images: a folder of class folders, cats-vs-dogs:PATH or cifar10:PATH."""
+    out: str
+    """The folder to write probe.csv, probe.png, confusion.csv and confusion.png to."""
+    encoder: str | None = None
+    """The encoder, by timm's name (default: the run's)."""
+    weights: str | None = None
+    """With imagenet: a local file in place of timm's download."""
+    allow_partial: bool = False
+    """Go on although not every encoder tensor is found."""
+    size: int | None = None
+    """Side in pixels that the network sees (default: the run's, or 224)."""
+    resize: Resize | None = None
+    """square squashes images to a square; keep keeps the aspect and pads (default: the run's)."""
+    train: int | None = None
+    """Labelled images a draw takes, of all classes together; a fifth of them chooses the
+    regularisation (default: all that are not test)."""
+    test: float = 0.2
+    """Share of the images, of every class, to test on: the same ones in every draw."""
+    draws: int = 3
+    """How often the training images are drawn."""
+    neighbours: int = 20
+    """Neighbours that vote in the k-NN probe."""
+    reference: bool = True
+    """Measure an encoder of random weights in the same way, for comparison."""
+    finetune: bool = False
+    """Train a classifier whole as well, encoder and linear head, in every draw."""
+    steps: int | None = None
+    """With --finetune: optimiser steps (default: 500)."""
+    batch_size: int | None = None
+    """With --finetune: images a step (default: 64)."""
+    lr: float | None = None
+    """With --finetune: the rate of AdamW, for encoder and head (default: 5e-4)."""
+    seed: int = 0
+    """Of the test set, the draws and the random weights."""
+
+    def contradictions(self) -> list[str]:
+        """Flags of a training that isn't asked for, weights for another start, many devices."""
+        given = [f"--{n.replace('_', '-')}" for n in ("steps", "batch_size", "lr")
+                 if getattr(self, n) is not None]  # fmt: skip
+        faults = []
+        if given and not self.finetune:
+            faults.append(f"{', '.join(given)}: of the classifier trained whole. Pass --finetune")
+        if self.weights is not None and self.run != "imagenet":
+            faults.append(
+                f"--weights {self.weights} goes with imagenet only, not with {self.run}. "
+                f"Name that file in place of {self.run}"
+            )
+        if self.devices > 1:
+            faults.append(f"--devices {self.devices}: a probe works on one. Leave it out")
+        return faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,5 +496,6 @@ class DemoSettings(Settings):
     """Of the data and the study."""
 
 
-NOT_WHAT_IS_COMPUTED = {f.name for f in fields(Machine)} | {"out"}
+WATCHING = {"probe_pairs", "probe_mask_values", "probe_ignore"}
+NOT_WHAT_IS_COMPUTED = {f.name for f in fields(Machine)} | {"out"} | WATCHING
 """Settings that a run may be finished with though it was begun with others."""

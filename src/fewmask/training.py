@@ -37,6 +37,7 @@ from fewmask.types import UserError
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+
 def _save_seconds() -> float:
     said = os.environ.get("FEWMASK_SAVE_SECONDS", "60")
     try:

@@ -15,6 +15,8 @@ Resize = Literal["square", "keep"]
 Border = Literal["ignore", "foreground", "background", "class"]
 Recipe = Literal["report", "best"]
 Precision = Literal["auto", "32", "bf16"]
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 IGNORED = 255
 """The label of pixels that neither train nor count, in every label array of the project."""
@@ -37,11 +39,13 @@ class Labels:
 
     `lut[v]` is the class id of file value `v`; 255 where the pixel is ignored. `border_lut` is the
     second reading that Oxford-IIIT Pet is also scored under (border = foreground); None elsewhere.
+    `colours` are the classes' own in pictures, where the data gives some.
     """
 
     names: tuple[str, ...]
     lut: tuple[int, ...]
     border_lut: tuple[int, ...] | None = None
+    colours: tuple[Colour, ...] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -123,6 +127,10 @@ class PretrainResult:
     loss: float
     moved: float
     transfer: Transfer | None = None
+    probe_iou: float | None = None
+    """With --probe-pairs: IoU of the dense probe at the end, a fraction of 1."""
+    probe_iou_start: float | None = None
+    """The same of the encoder at its start."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,42 @@ class EvaluateResult:
     per_image_mean: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
     definitions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """Accuracies of one probe, or their differences: a value a draw, fractions of 1."""
+
+    probe: str
+    """linear, knn or finetune."""
+    encoder: str
+    """run, random, or "run less random"."""
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float] | None
+    """95 % t interval of the mean over the draws of the training images; None for fewer than 3."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What `fewmask probe` leaves behind; `result.json` holds the same."""
+
+    out: Path
+    run: str
+    encoder: str
+    size: int
+    images: int
+    classes: tuple[str, ...]
+    n_train: int
+    """Images that a draw trains on; `n_val` more choose the linear probe's regularisation."""
+    n_val: int
+    n_test: int
+    chance: float
+    """Share of the largest class in the test set: what a constant answer gets right."""
+    scores: tuple[ProbeScore, ...]
+    differences: tuple[ProbeScore, ...]
+    """Run less random encoder, paired by draw; empty where there is no reference."""
+    transfer: Transfer | None = None
 
 
 @dataclass(frozen=True)

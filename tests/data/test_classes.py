@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from fewmask.data.classes import UNKNOWN, advice, expected, infer, listed
+from fewmask.data.classes import (
+    PALETTE,
+    UNKNOWN,
+    advice,
+    colour,
+    colours,
+    expected,
+    infer,
+    listed,
+    of_run,
+)
 from fewmask.data.sources import MaskOptions
-from fewmask.types import IGNORED
+from fewmask.data.table import ClassTable
+from fewmask.types import IGNORED, Labels
 
 
 @pytest.mark.parametrize(
@@ -82,6 +94,89 @@ def test_flags_that_contradict_are_faults(options: MaskOptions, fault: str) -> N
 )
 def test_the_advice_fits_the_values(values: set[int], options: MaskOptions, said: str) -> None:
     assert said in advice(values, options)
+
+
+TABLE = ClassTable(
+    "class_dict.csv", ("sky", "void", "road", "car"), ((9, 9, 9), (0, 0, 0), (1, 2, 3), (4, 5, 6))
+)
+
+
+def test_a_table_s_rows_are_the_classes_but_for_the_ignored_one() -> None:
+    labels, faults = infer(MaskOptions(), {0, 2}, TABLE)
+    assert not faults
+    assert (labels.names, labels.colours) == (TABLE.names, TABLE.colours)
+    labels, faults = infer(MaskOptions(ignore=1), {0, 2}, TABLE)
+    assert not faults
+    assert labels.names == ("sky", "road", "car")
+    assert labels.colours == ((9, 9, 9), (1, 2, 3), (4, 5, 6))
+    assert labels.lut[:5] == (0, IGNORED, 1, 2, UNKNOWN)
+    labels, faults = infer(MaskOptions(ignore=255), {0, 255}, TABLE)
+    assert (labels.n_classes, labels.lut[255], faults) == (4, IGNORED, [])
+
+
+def test_flags_beside_a_table() -> None:
+    labels, faults = infer(MaskOptions(mask_values=(3, 0)), set(), TABLE)
+    assert not faults
+    assert (labels.names, labels.colours) == (("car", "sky"), ((4, 5, 6), (9, 9, 9)))
+    labels, faults = infer(MaskOptions(ignore=1, classes=("a", "b", "c")), set(), TABLE)
+    assert not faults
+    assert labels.names == ("a", "b", "c")
+    for options, fault in (
+        (MaskOptions(classes=("a", "b", "c")), "--classes names 3 classes, class_dict.csv 4"),
+        (MaskOptions(mask_values=(0, 9)), "--mask-values 9: class_dict.csv names the values 0..3"),
+    ):
+        assert fault in "\n".join(infer(options, set(), TABLE)[1])
+
+
+def test_names_that_are_other_scores_are_refused() -> None:
+    _, faults = infer(MaskOptions(classes=("a", "b", "per_image")), {0})
+    assert "iou_per_image is the name of another score" in faults[0]
+
+
+def test_a_table_is_read_by_the_names_that_a_run_knows() -> None:
+    run = Labels(("car", "sky", "tree"), (0,) * 256, colours=((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    found = of_run(TABLE, run, {"void"})
+    assert found.lut[:5] == (1, IGNORED, UNKNOWN, 0, UNKNOWN)
+    assert (found.names, found.colours) == (run.names, run.colours)
+
+
+def test_values_without_a_row_are_advised_on() -> None:
+    assert advice({0, 7}, MaskOptions(), TABLE).startswith("Pass --ignore 7 to leave them out, ")
+    assert (
+        advice({0, 7, 8}, MaskOptions(), TABLE) == "Name them in class_dict.csv, or mend the mask"
+    )
+    assert advice(set(), MaskOptions()) == "Re-save the mask"
+
+
+def seen_as(rgb: tuple[int, int, int], eye: np.ndarray) -> np.ndarray:
+    """A colour's CIE Lab for an eye: a matrix on linear RGB (Machado et al. 2009, severity 1)."""
+    c = np.array(rgb) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.412, 0.358, 0.181], [0.213, 0.715, 0.072], [0.019, 0.119, 0.951]])
+    x, y, z = to_xyz @ np.clip(eye @ linear, 0, 1) / (0.9505, 1, 1.089)
+    f = [np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z)]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+EYES = {
+    "all": np.eye(3),
+    "no red": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "no green": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+}
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_the_first_colours_differ_to_colour_blind_eyes(eye: str) -> None:
+    seen = [seen_as(rgb, EYES[eye]) for rgb in PALETTE]
+    near = min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])
+    assert near > 15  # CIE76; a difference of 2.3 can just be seen
+
+
+def test_every_class_has_a_colour_of_its_own_unless_the_data_gives_one() -> None:
+    assert colours(Labels(("a", "b"), (0,) * 256)) == (PALETTE[0], PALETTE[1])
+    assert len({colour(k) for k in range(254)}) == 254
+    own = ((1, 2, 3), (0, 0, 0))
+    assert colours(Labels(("a", "b"), (0,) * 256, colours=own)) == own
 
 
 def test_advice_that_is_followed_leaves_no_fault() -> None:

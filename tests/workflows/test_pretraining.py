@@ -12,9 +12,10 @@ from PIL import Image
 
 import fewmask
 from fewmask.checkpoint import read_weights
+from fewmask.data.pools import store_side
 from fewmask.data.sources import open_images
 from fewmask.types import UserError
-from fewmask.workflows.pretraining import default_lr, store_side
+from fewmask.workflows.pretraining import default_lr
 
 SMALL = {"encoder": "resnet18", "size": 32, "steps": 2, "batch_size": 4}
 

@@ -2,9 +2,17 @@
 
 from fewmask.checkpoint.files import load_state, read_weights, save_state, save_weights
 from fewmask.checkpoint.foreign import read_any
-from fewmask.checkpoint.transfer import load_start, moved, start_file, start_key, transfer
+from fewmask.checkpoint.transfer import (
+    load_decoder,
+    load_start,
+    moved,
+    start_file,
+    start_key,
+    transfer,
+)
 
 __all__ = [
+    "load_decoder",
     "load_start",
     "load_state",
     "moved",

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
+from fewmask.checkpoint.files import read_weights
 from fewmask.checkpoint.foreign import read_any
 from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
-from fewmask.flags import near
+from fewmask.flags import near, read_toml
 from fewmask.types import Transfer, UserError
 
 RUN_WEIGHTS = ("encoder.safetensors", "model.safetensors")
 """What a pre-training run and a fine-tuning run leave in their folders."""
+
+RUN_DECODER = "decoder.safetensors"
+"""What a run leaves beside its encoder where it pre-trained a segmentation decoder as well."""
 
 SHOWN = 3
 """Tensors named in an error; the rest are counted."""
@@ -61,8 +65,47 @@ def load_start(
     return replace(done, moved=run_moved)
 
 
+def load_decoder(network: nn.Module, start: str, decoder: str) -> str | None:
+    """Load, in place, the decoder that a run pre-trained with its encoder; a line that says so.
+
+    `network` is a segmentation network whose decoder has the name `decoder`. None where `start`
+    means no such run; a decoder of another name is left out, as the line says. Raises UserError
+    where one of the same name doesn't fit tensor by tensor.
+    """
+    path = Path(start) / RUN_DECODER
+    if not path.is_file():
+        return None
+    config = path.with_name("config.toml")
+    held = read_toml(str(config)).get("with_decoder") if config.is_file() else None
+    if held != decoder:
+        what = f"{start} also holds a pre-trained decoder ({held or 'of an unknown name'})"
+        return f"{what}; --decoder {decoder} is another, so only the encoder is used"
+    state, own = read_weights(path), network.get_submodule("decoder").state_dict()
+    faults = sorted(
+        name for name in {*state, *own} if _shape_of(state, name) != _shape_of(own, name)
+    )
+    if faults:
+        raise UserError(
+            f"{path}: doesn't fit --decoder {decoder} with these options: "
+            f"{', '.join(faults[:SHOWN])} are missing, left over or of another shape. Choose the "
+            f"decoder's default options, or --init {path.with_name(RUN_WEIGHTS[0])} to start from "
+            "the encoder alone"
+        )
+    _require_finite(Match("", {}, {}, {name: name for name in state}), state, str(path))
+    network.get_submodule("decoder").load_state_dict(state)
+    count = sum(not name.endswith(COUNTER) for name in state)
+    return f"loaded {count} decoder tensors, all there are, from {start}"
+
+
+def _shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
 def start_key(start: str, weights: str | None, name: str) -> str:
-    """A name for the weights that `load_start` would load, by content. Raises as it does."""
+    """A name for the weights that `load_start` would load, by content. Raises as it does.
+
+    A pre-trained decoder counts wherever the run holds one.
+    """
     if weights is not None and start != "imagenet":
         raise UserError(
             f"--weights {weights} goes with --init imagenet only, not with --init {start}. "
@@ -71,10 +114,13 @@ def start_key(start: str, weights: str | None, name: str) -> str:
     if start == "scratch" or (start == "imagenet" and weights is None):
         return f"{start}/{name}"
     digest = blake2b(digest_size=10)
-    path = start_file(weights or start)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    paths = [start_file(weights or start)]
+    if (Path(start) / RUN_DECODER).is_file():
+        paths.append(Path(start) / RUN_DECODER)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

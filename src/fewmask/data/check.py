@@ -30,8 +30,8 @@ Report = Callable[[int, int], None]
 class PairReport:
     """All that decoding every pair once has shown.
 
-    `groups` are rows that show one picture; `hashes` name each image's pixels; `class_pixels`
-    counts the pixels of each class over all masks.
+    `groups` are rows that show one picture; `hashes` name each image's pixels; `mask_pixels`
+    counts the pixels of each class in each mask, at its own resolution.
     """
 
     faults: tuple[str, ...]
@@ -40,7 +40,13 @@ class PairReport:
     groups: tuple[tuple[int, ...], ...]
     hashes: tuple[str, ...]
     n: int
-    class_pixels: tuple[int, ...]
+    mask_pixels: tuple[tuple[int, ...], ...]
+
+    @property
+    def class_pixels(self) -> tuple[int, ...]:
+        """The pixels of each class over all masks."""
+        n = self.labels.n_classes
+        return tuple(sum(counts[k] for counts in self.mask_pixels) for k in range(n))
 
     def raise_faults(self) -> None:
         """Raises UserError with all faults, if there are any."""
@@ -63,10 +69,10 @@ def check_pairs(
     labels = labels or pairs.labels
     if labels is None:
         values = {value for _, one in whole for value, _ in one.values}
-        labels, wrong = classes.infer(pairs.options, values)
+        labels, wrong = classes.infer(pairs.options, values, pairs.table)
         faults += [f"{pairs.src}: {fault}" for fault in wrong]
     outside = _outside(pairs, whole, labels)
-    counts = _class_pixels(whole, labels)
+    counts = tuple(_class_pixels(one, labels) for one in seen)
     if not pairs.items and not faults:
         faults.append(f"{pairs.src}: holds no pair of image and mask. Add some")
     if whole and not outside:
@@ -83,7 +89,7 @@ def check_pairs(
         groups=found,
         hashes=hashes,
         n=len(pairs.items),
-        class_pixels=counts,
+        mask_pixels=counts,
     )
 
 
@@ -92,12 +98,21 @@ def check_pairs(
 
 def _outside(pairs: PairSet, whole: Sequence[tuple[Pair, Seen]], labels: Labels) -> tuple[str, ...]:
     """A fault for every mask with a value that is no class, and what to pass."""
-    advice = classes.advice({v for _, one in whole for v, _ in one.values}, pairs.options)
+    every = {v for _, one in whole for v, _ in one.values}
+    advice = classes.advice(every, pairs.options, pairs.table)
+    if pairs.table is not None and not pairs.options.mask_values:
+        names = pairs.table.names
+        strange = [names[v] for v in sorted(every) if v < len(names) and _unknown(labels, v)]
+        if strange:  # those of a run, which has other classes
+            advice = (
+                f"The run knows no {', '.join(strange)}, only {', '.join(labels.names)}. "
+                "Pass --ignore with its value, or --classes to call all by the run's names"
+            )
     if pairs.labels is not None:  # a known layout: no flag gives its values another meaning
         advice = "Download it again, or remove the pair"
     faults = []
     for pair, one in whole:
-        pixels = sum(n for v, n in one.values if labels.lut[v] == classes.UNKNOWN)
+        pixels = sum(n for v, n in one.values if _unknown(labels, v))
         if pixels:
             values = classes.listed([v for v, _ in one.values])
             faults.append(
@@ -107,12 +122,15 @@ def _outside(pairs: PairSet, whole: Sequence[tuple[Pair, Seen]], labels: Labels)
     return tuple(faults)
 
 
-def _class_pixels(whole: Sequence[tuple[Pair, Seen]], labels: Labels) -> tuple[int, ...]:
+def _unknown(labels: Labels, value: int) -> bool:
+    return labels.lut[value] == classes.UNKNOWN
+
+
+def _class_pixels(one: Seen, labels: Labels) -> tuple[int, ...]:
     counts = [0] * labels.n_classes
-    for _, one in whole:
-        for value, n in one.values:
-            if labels.lut[value] < labels.n_classes:
-                counts[labels.lut[value]] += n
+    for value, n in one.values:
+        if labels.lut[value] < labels.n_classes:
+            counts[labels.lut[value]] += n
     return tuple(counts)
 
 
@@ -129,12 +147,15 @@ def _one_class(whole: Sequence[tuple[Pair, Seen]], labels: Labels) -> list[str]:
     return warnings
 
 
-def _absent(pairs: PairSet, labels: Labels, counts: Sequence[int]) -> list[str]:
-    return [
-        f"{pairs.src}: no mask holds the class {name}; it cannot be learnt or scored from these"
-        for name, n in zip(labels.names, counts, strict=True)
-        if n == 0
-    ]
+def _absent(pairs: PairSet, labels: Labels, counts: Sequence[Sequence[int]]) -> list[str]:
+    found = []
+    for k, name in enumerate(labels.names):
+        masks = sum(own[k] > 0 for own in counts)
+        if masks == 0:
+            found.append(f"no mask holds the class {name}; it cannot be learnt or scored")
+        elif masks == 1 and labels.n_classes > 2:
+            found.append(f"only one mask holds the class {name}; it is learnt or scored, not both")
+    return [f"{pairs.src}: {warning}" for warning in found]
 
 
 # --- images without masks, and the command --------------------------------------------------------

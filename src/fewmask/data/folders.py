@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from fewmask.data.sources import ImageFile, ImageSet, MaskOptions, Pair, PairSet
+from fewmask.data.table import read_table
 from fewmask.types import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
@@ -97,7 +99,10 @@ def class_folders(items: list[ImageFile]) -> tuple[tuple[int, ...] | None, tuple
 
 
 def pairs(src: str, root: Path, options: MaskOptions) -> PairSet:
-    """A folder of images/ and masks/, matched by path without its ending."""
+    """A folder of images/ and masks/, matched by path without its ending.
+
+    Its class_dict.csv, where there is one, names the classes and their colours.
+    """
     missing = [name for name in ("images", "masks") if not (root / name).is_dir()]
     if missing:
         raise UserError(
@@ -108,9 +113,12 @@ def pairs(src: str, root: Path, options: MaskOptions) -> PairSet:
     masks, more = walk(root / "masks")
     if not images and not masks:
         raise UserError(f"{src}: images/ and masks/ hold no images ({others + more} other files)")
+    table = read_table(root)
+    if table is not None:
+        masks = [replace(mask, table=table) for mask in masks]
     items, faults = match(images, masks, "masks/")
     pool = root.resolve().name or "pairs"
-    return PairSet(src, pool, items, faults, options, None, others + more)
+    return PairSet(src, pool, items, faults, options, None, others + more, table)
 
 
 def match(

@@ -21,11 +21,11 @@ PADDING = (124, 116, 104)
 
 
 class Undecodable(Exception):
-    """An image or mask that cannot be read."""
+    """An image or mask that cannot be read, and what the user can do."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, mend: str = "Replace or remove it") -> None:
         super().__init__(f"{where}: {reason}")
-        self.where, self.reason = where, reason
+        self.where, self.reason, self.mend = where, reason, mend
 
 
 _quiet_lock = threading.Lock()
@@ -126,7 +126,10 @@ def decode_mask(data: bytes, where: str) -> Pixels:
         colours = values[..., : 1 if image.mode in ("LA", "PA") else 3]
         if not (colours == colours[..., :1]).all():
             raise Undecodable(
-                where, "a coloured picture, not class ids; save it with one number a pixel"
+                where,
+                "a coloured picture, not class ids",
+                "Save it with one number a pixel, or name its colours in a class_dict.csv beside "
+                "masks/ (name,r,g,b)",
             )
         values = colours[..., 0]
     whole = values.astype(np.uint8)

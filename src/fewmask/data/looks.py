@@ -40,7 +40,8 @@ class Seen:
 def look_at(pairs: PairSet, progress: Report | None = None) -> list[Seen]:
     """Every pair decoded; remembered in the cache folder while the files stay as they are."""
     items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
-    path = cache_root() / "checks" / f"{stamps(items, 'check')}.json"
+    more = (pairs.table.text,) if pairs.table else ()
+    path = cache_root() / "checks" / f"{stamps(items, 'check', *more)}.json"
     remembered = _remembered(path, len(pairs.items))
     if remembered is not None:
         return remembered
@@ -102,7 +103,7 @@ def _look(pair: Pair) -> Seen:
 
 def cannot(problem: Undecodable) -> str:
     """The fault of a file that cannot be read."""
-    return f"{problem.where}: cannot be decoded ({problem.reason}). Replace or remove it"
+    return f"{problem.where}: cannot be decoded ({problem.reason}). {problem.mend}"
 
 
 def pixel_hash(pixels: Pixels) -> str:

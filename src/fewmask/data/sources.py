@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from fewmask.data.images import Pixels, Undecodable, decode_image, decode_mask
+from fewmask.data.table import ClassTable
 from fewmask.flags import near
 from fewmask.types import Border, Labels, UserError
 
@@ -49,10 +50,11 @@ class ImageItem(Protocol):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image, or a mask, in a file of its own."""
+    """An image, or a mask, in a file of its own. `table` reads a mask's colours."""
 
     name: str
     path: Path
+    table: ClassTable | None = None
 
     @property
     def where(self) -> str:
@@ -76,7 +78,8 @@ class ImageFile:
 
     def values(self) -> Pixels:
         """Of a mask: the file's values, uint8 [H,W]. Raises Undecodable."""
-        return decode_mask(self.read(), self.where)
+        decode = decode_mask if self.table is None else self.table.decode
+        return decode(self.read(), self.where)
 
 
 def fingerprint(items: Sequence[ImageItem], *more: str) -> str:
@@ -140,7 +143,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Images with masks, in order of name. `faults` are what listing alone found."""
+    """Images with masks, in order of name. `faults` are what listing alone found.
+
+    `labels` are those of a known layout; `table` is the class_dict.csv of a folder.
+    """
 
     src: str
     pool: str
@@ -149,6 +155,7 @@ class PairSet:
     options: MaskOptions
     labels: Labels | None = None
     other_files: int = 0
+    table: ClassTable | None = None
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -156,7 +163,7 @@ class PairSet:
     @cached_property
     def _fingerprint(self) -> str:
         both = [item for pair in self.items for item in (pair.image, pair.mask)]
-        return fingerprint(both)
+        return fingerprint(both, *((self.table.text,) if self.table else ()))
 
 
 # --- SRC ------------------------------------------------------------------------------------------

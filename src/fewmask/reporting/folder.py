@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewmask.data.classes import colour
 from fewmask.evidence.compare import parse_budget, read_score
 from fewmask.types import UserError
 
@@ -45,6 +46,12 @@ class StudyFolder:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(str(name) for name in self.plan.get("classes", []))
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """Of the classes, as #rrggbb; a fixed one of its id where the study names none."""
+        given = self.plan.get("colours") or map(colour, range(len(self.classes)))
+        return tuple("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in given)
 
     @property
     def iou_name(self) -> str:

@@ -13,7 +13,7 @@ from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
-from fewmask.reporting.table import loss_name, note, study_rows, write_study_table
+from fewmask.reporting.table import class_rows, loss_name, note, study_rows, write_study_table
 from fewmask.reporting.theme import Picture
 
 MOST_WARNINGS = 20
@@ -77,6 +77,8 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "baseline": study.baseline,
         "table": grouped(study_rows(study), "Model"),
         "note": note(study),
+        "classes": grouped(class_rows(study), "Model"),
+        "class_colours": class_colours(study),
         "curve": curve(study),
         "chart": chart(study),
         "differences": grouped(difference_rows(study, differences), "Arm"),
@@ -89,6 +91,12 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
         "iou_name": study.iou_name,
     }
+
+
+def class_colours(study: StudyFolder) -> dict[str, str]:
+    """The colour of each class by the column of its IoU."""
+    columns = (f"iou_{name}" for name in study.classes)
+    return dict(zip(columns, panels.class_colours(study), strict=True))
 
 
 def grouped(rows: list[dict[str, str]], column: str) -> list[tuple[str, list[dict[str, str]]]]:
@@ -117,6 +125,7 @@ def facts(study: StudyFolder) -> list[tuple[str, str]]:
         "Size": size,
         "Recipe": plan.get("recipe"),
         "Loss": loss_name(study),
+        "Class weights": plan.get("class_weights"),
         "Headline": plan.get("headline"),
         "Data": plan.get("pairs"),
     }

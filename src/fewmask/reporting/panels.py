@@ -29,8 +29,6 @@ SIDE = 300
 CELL, GAP, SCORE = 1.28, 0.09, 0.23
 """Inches: the side of a picture, the space between two, the line under a prediction."""
 FOUND, MISSED, WRONG, UNSCORED, GROUND = "#f6f1e4", "#2f8fdd", "#e0641a", "#868c96", "#20252d"
-CLASS_COLOURS = (GROUND, "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00",
-                 "#cc79a7", "#f6f1e4", "#7a5195", "#8fbc5a", "#b0483a")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,8 @@ def _prediction(
     if mask.shape != truth.shape:
         return None, "other size"
     iou = image_scores(column.cell).get(stem)
-    return paint(study, mask, truth), "IoU undefined" if iou is None else f"IoU {iou:.3f}"
+    said = f"{study.iou_name} " + ("undefined" if iou is None else f"{iou:.3f}")
+    return paint(study, mask, truth), said
 
 
 def image_scores(cell: Path) -> dict[str, float]:
@@ -187,9 +186,9 @@ def paint(study: StudyFolder, mask: Pixels, truth: Pixels) -> Pixels:
     """Class ids [H,W] -> RGB [H,W,3]. Two classes are painted by right, missed and wrong."""
     import numpy as np
 
-    colours = np.zeros((256, 3), np.uint8)
-    for label in range(255):
-        colours[label] = _rgb(CLASS_COLOURS[label % len(CLASS_COLOURS)])
+    colours = np.full((256, 3), _rgb(GROUND), np.uint8)
+    for label, colour in enumerate(class_colours(study)):
+        colours[label] = _rgb(colour)
     if len(study.classes) <= 2:
         colours[1] = _rgb(FOUND)
     painted = colours[mask]
@@ -200,12 +199,16 @@ def paint(study: StudyFolder, mask: Pixels, truth: Pixels) -> Pixels:
     return np.asarray(painted, np.uint8)
 
 
+def class_colours(study: StudyFolder) -> list[str]:
+    """The classes' colours; black, the background, in a softer one that a dark page still shows."""
+    return [GROUND if colour == "#000000" else colour for colour in study.colours]
+
+
 def legend_entries(study: StudyFolder) -> list[tuple[str, str]]:
     """(colour, meaning) of what `paint` uses."""
     if len(study.classes) > 2:
-        named = enumerate(study.classes)
-        entries = [(CLASS_COLOURS[i % len(CLASS_COLOURS)], shorten(n, 20)) for i, n in named]
-        return [*entries, (UNSCORED, "not scored")]
+        named = zip(class_colours(study), study.classes, strict=True)
+        return [*((colour, shorten(n, 20)) for colour, n in named), (UNSCORED, "not scored")]
     name = shorten(study.classes[-1], 14) if study.classes else "foreground"
     return [(FOUND, name), (MISSED, f"{name}, missed"), (WRONG, f"wrongly {name}"),
             (UNSCORED, "not scored")]  # fmt: skip

@@ -53,6 +53,23 @@ def study_rows(study: StudyFolder) -> list[dict[str, str]]:
     return table
 
 
+def class_rows(study: StudyFolder) -> list[dict[str, str]]:
+    """One row per arm and budget: Model, Dev Split, and `iou_CLASS` of each of several classes.
+
+    Mean over repeats, ± sample SD, over those repeats in which the class's IoU is defined. Empty
+    for two classes, and where no finished cell has them.
+    """
+    columns = [f"iou_{name}" for name in study.classes]
+    if len(columns) <= 2 or not any(row.get(column) for row in study.done for column in columns):
+        return []
+    return [
+        {"Model": arm, "Dev Split": dev_split(budget)}
+        | {name: mean_and_sd([*study.runs(arm, budget, name).values()]) for name in columns}
+        for arm in study.arms
+        for budget in study.budgets
+    ]
+
+
 def write_table(study: Path) -> str:
     """Write `table.md` into the study folder, and return its text."""
     return write_study_table(read_study(study))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewmask.data.sources import MaskOptions
+from fewmask.decoders import DECODERS, Decoder, try_out
 from fewmask.flags import construct, convert, near, options, read_toml
 from fewmask.pretext import PRETEXTS
 from fewmask.settings import (
@@ -180,10 +181,21 @@ def _known_keys(where: str, table: dict[str, Any], faults: list[str]) -> None:
         "arms",
     )
     _unknown(where, "", table, top, faults)
-    _unknown(where, "[finetune] ", table.get("finetune", {}), TRAINING, faults)
+    of_decoder = [f.name for f, _, _ in options(_decoder(where, table))]
+    _unknown(where, "[finetune] ", table.get("finetune", {}), (*TRAINING, *of_decoder), faults)
     _unknown(where, "[pretrain] ", table.get("pretrain", {}), _arm_keys(), faults)
     for i, entry in enumerate(table.get("arms", [])):
         _unknown(where, f"[[arms]] {i + 1} ", entry, (*_arm_keys(), *ARM_ONLY), faults)
+
+
+def _decoder(where: str, table: dict[str, Any]) -> type[Decoder]:
+    name = str(table.get("decoder", "unet"))
+    if name not in DECODERS:
+        known = list(DECODERS)
+        raise UserError(
+            f"{where}: unknown decoder {name}{near(name, known)}; known: {', '.join(known)}"
+        )
+    return DECODERS[name]
 
 
 def _arm_keys() -> tuple[str, ...]:
@@ -206,10 +218,13 @@ def _finetune(where: str, table: dict[str, Any], settings: StudySettings) -> Fin
     if "pairs" not in table:
         raise UserError(f"{where}: pairs is missing; name the labelled data (or pass --pairs)")
     said = {k: table[k] for k in (*SHARED, *MASKS) if k in table} | table["finetune"]
-    kinds = {field.name: kind for field, kind, _ in options(FinetuneSettings)}
+    decoder = _decoder(where, table)
+    kinds = {f.name: kind for owner in (FinetuneSettings, decoder) for f, kind, _ in options(owner)}
     values = {k: _value(v, kinds[k], f"{where}: {k}") for k, v in said.items()}
+    values["decoder"] = construct(decoder, values)
     values |= {"device": settings.device, "precision": settings.precision, "out": ""}
     made: FinetuneSettings = construct(FinetuneSettings, values)
+    try_out(made.decoder, made.encoder)
     return made.resolved()
 
 

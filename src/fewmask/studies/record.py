@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewmask.data import classes
 from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
+from fewmask.decoders import component
 from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
@@ -23,6 +25,7 @@ from fewmask.runs import config_of, key_of, versions
 from fewmask.studies.grid import Cell, Plan
 from fewmask.types import IGNORED, UserError
 from fewmask.workflows import Prepared
+from fewmask.workflows.classes import class_weights
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -112,7 +115,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
         "repeat": cell.repeat,
         "seed": study.seed(cell),
         "encoder": settings.encoder,
-        "decoder": settings.decoder,
+        "decoder": component(settings.decoder).name,
         "size": settings.size,
         "recipe": settings.recipe,
         "status": "pending",
@@ -128,6 +131,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
 def write_facts(study: Study, command: str) -> None:
     """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
+    class_weights(plan.finetune.class_weights, study.prepared.checked, study.split.rest)
     names = [pair.name for pair in pairs.items]
     before = out / "study.json"
     if before.exists():
@@ -153,10 +157,11 @@ def write_facts(study: Study, command: str) -> None:
         "about": plan.about,
         "baseline": plan.baseline,
         "encoder": plan.finetune.encoder,
-        "decoder": plan.finetune.decoder,
+        "decoder": component(plan.finetune.decoder).name,
         "size": plan.finetune.size,
         "recipe": plan.finetune.recipe,
         "loss": plan.finetune.loss,
+        "class_weights": plan.finetune.class_weights,
         "pairs": plan.pairs,
         "fingerprint": pairs.fingerprint(),
         "n_pairs": study.n,
@@ -168,6 +173,7 @@ def write_facts(study: Study, command: str) -> None:
         "seed": plan.seed,
         "headline": f"border {plan.finetune.border}" if labels.border_lut else None,
         "classes": list(labels.names),
+        "colours": [list(colour) for colour in classes.colours(labels)],
         "warnings": list(study.prepared.checked.warnings),
         "command": command,
         "versions": versions(),

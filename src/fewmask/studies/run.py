@@ -131,7 +131,7 @@ def _run_cell(study: Study, cell: Cell) -> None:
             report,
         )
     dataset, per_image, per_class = aggregate(found, labels.names)
-    write_text_atomic(folder / "per_image.csv", per_image_csv(found))
+    write_text_atomic(folder / "per_image.csv", per_image_csv(found, labels.names))
     scores = {**dataset, "iou_per_image": per_image["iou"]}
     if labels.n_classes > 2:
         scores |= {f"iou_{name}": own["iou"] for name, own in per_class.items()}
@@ -148,7 +148,7 @@ def _run_cell(study: Study, cell: Cell) -> None:
         **scores,
         "fingerprint": study.prepared.pairs.fingerprint(),
         "device": str(study.fabric.device),
-        "precision": study.fabric._precision.precision,
+        "arithmetic": study.fabric._precision.precision,  # precision is a score here
         "start": study.starts[cell.arm.name],
     }
     write_result(folder, replace(result, out=Path(folder.name)), **facts)

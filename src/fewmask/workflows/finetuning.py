@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from fewmask import decoders, encoders
+from fewmask import decoders
 from fewmask.augment import PairAugment, to_unit
-from fewmask.checkpoint import load_start, moved, save_weights, start_key
+from fewmask.checkpoint import load_decoder, load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache, cached_pairs
 from fewmask.data.check import PairReport, check_pairs
@@ -23,7 +23,7 @@ from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
 from fewmask.devices import make_fabric
 from fewmask.files import write_text_atomic
-from fewmask.losses import SEGMENTATION_LOSSES
+from fewmask.losses import segmentation_losses
 from fewmask.metrics import confusion, scores
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
@@ -38,6 +38,7 @@ from fewmask.segmentation import (
 from fewmask.settings import FinetuneSettings, Machine, MaskFlags
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer, UserError
+from fewmask.workflows.classes import class_weights, unseen
 from fewmask.workflows.launching import launch, say
 
 if TYPE_CHECKING:
@@ -84,10 +85,9 @@ def prepare(
 
 def finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune on all pairs given; finish a half-finished run; return a finished one's result."""
-    settings = settings.resolved()
+    settings = replace(settings.resolved(), decoder=decoders.component(settings.decoder))
     make_fabric(settings.device, settings.devices, settings.precision)
-    encoders.smp_name(settings.encoder)
-    decoders.check_name(settings.decoder)
+    decoders.try_out(settings.decoder, settings.encoder)
     out = Path(settings.out)
     refuse_others(out, config_of(settings))
     prepared = prepare(
@@ -98,7 +98,8 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     )
     for warning in prepared.checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    own_budget(settings, prepared)
+    budget = own_budget(settings, prepared)
+    class_weights(settings.class_weights, prepared.checked, budget.train)
     start_model(settings, prepared.checked.labels)
     done = read_result(out, FinetuneResult, _key(settings, prepared))
     if done:
@@ -137,8 +138,14 @@ def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
     return result
 
 
-def start_model(settings: FinetuneSettings, labels: Labels) -> tuple[Segmenter, Transfer | None]:
-    """The model before its first step: random by the seed, its encoder from --init."""
+def start_model(
+    settings: FinetuneSettings, labels: Labels, tell: Callable[[str], object] | None = None
+) -> tuple[Segmenter, Transfer | None]:
+    """The model before its first step: random by the seed, its encoder from --init.
+
+    Where that is a run that pre-trained the same decoder, the decoder as well; `tell` gets a line
+    of what was loaded beside the encoder.
+    """
     torch.manual_seed(settings.seed)
     segmenter = Segmenter(settings.encoder, settings.decoder, labels)
     transfer = load_start(
@@ -148,14 +155,17 @@ def start_model(settings: FinetuneSettings, labels: Labels) -> tuple[Segmenter, 
         weights=settings.weights,
         allow_partial=settings.allow_partial,
     )
+    line = load_decoder(segmenter.network, settings.init, segmenter.decoder.name)
+    if line and tell:
+        tell(line)
     try:
         with torch.inference_mode():
             segmenter.eval()(torch.zeros(1, 3, settings.size, settings.size))
     except (RuntimeError, ValueError) as problem:
         why = " ".join(str(problem).split())
         raise UserError(
-            f"--decoder {settings.decoder} on --encoder {settings.encoder} cannot work at --size "
-            f"{settings.size} ({why}). Choose a larger --size, or another decoder"
+            f"--decoder {segmenter.decoder.name} on --encoder {settings.encoder} cannot work at "
+            f"--size {settings.size} ({why}). Choose a larger --size, or another decoder"
         ) from problem
     return segmenter.train(), transfer
 
@@ -168,8 +178,11 @@ def train(
     `settings` are resolved ones. Leaves metrics.jsonl in `settings.out`, and a state while under
     way; the rest is `save_run`'s.
     """
-    segmenter, transfer = start_model(settings, prepared.checked.labels)
+    lines: list[str] = []
+    segmenter, transfer = start_model(settings, prepared.checked.labels, lines.append)
     say(fabric, f"loaded {transfer.sentence()}" if transfer else "the encoder starts from scratch")
+    for line in lines:
+        say(fabric, line)
     start = {k: v.clone() for k, v in segmenter.encoder.state_dict().items()}
     stream = Stream(
         prepared.cache,
@@ -182,8 +195,13 @@ def train(
     steps = settings.steps or (settings.epochs or 1) * stream.steps_per_epoch
     every = stream.steps_per_epoch if settings.epochs else max(1, steps // CHECKS)
     loss = str(settings.loss)
-    task = SegmentationTask(segmenter, loss, PairAugment() if settings.augment else None)
-    check = Check(every, Validation(segmenter, prepared.cache, budget.val, loss, fabric.device))
+    weights = class_weights(settings.class_weights, prepared.checked, budget.train)
+    for name in unseen(prepared.checked, budget.train):
+        say(fabric, f"warning: no training mask holds the class {name}; it cannot be learnt")
+    task = SegmentationTask(segmenter, loss, PairAugment() if settings.augment else None, weights)
+    check = Check(
+        every, Validation(segmenter, prepared.cache, budget.val, loss, fabric.device, weights)
+    )
     optimisation = Optimisation(
         str(settings.optimizer),
         settings.lr or 0.0,
@@ -213,7 +231,7 @@ def train(
     result = FinetuneResult(
         out=out,
         encoder=settings.encoder,
-        decoder=settings.decoder,
+        decoder=segmenter.decoder.name,
         steps=fitted.steps,
         seconds=fitted.seconds,
         n_train=len(budget.train),
@@ -236,6 +254,7 @@ class Validation:
     rows: Sequence[int]
     loss: str
     device: torch.device
+    class_weights: torch.Tensor | None = None
 
     def __call__(self, _: int = 0) -> dict[str, float | None]:
         if self.cache.masks is None:
@@ -251,8 +270,8 @@ class Validation:
                 truth = np.array(self.cache.masks[row])
                 logits = self.segmenter(to_unit(image.to(self.device))).cpu()
                 target = torch.from_numpy(truth)[None]
-                parts = [SEGMENTATION_LOSSES[part](logits, target) for part in self.loss.split("+")]
-                losses.append(float(sum(parts)))
+                parts = segmentation_losses(self.loss, logits, target, self.class_weights)
+                losses.append(float(sum(parts.values())))
                 counts += confusion(truth, predicted(logits)[0].numpy(), k)
         self.segmenter.train(was)
         return {"loss": float(np.mean(losses)), "iou": scores(counts)["iou"]}
@@ -273,14 +292,19 @@ def save_run(
         part: [{"name": items[row].name, "image": hashes[row]} for row in rows]
         for part, rows in (("train", budget.train), ("val", budget.val))
     }
+    table = prepared.pairs.table
     options = {"src": settings.pairs, **asdict(mask_options(settings))}
+    options["table"] = table and list(table.names)
     described = describe(segmenter, geometry) | {"options": options}
     write_text_atomic(out / "split.json", json.dumps(named, indent=1) + "\n")
     write_text_atomic(out / "model.json", json.dumps(described) + "\n")
-    write_text_atomic(out / "config.json", json.dumps(decoders.smp_config(segmenter.network)))
+    for_smp = decoders.smp_config(segmenter.network)
+    if for_smp is not None:
+        write_text_atomic(out / "config.json", json.dumps(for_smp))
+    decoder = segmenter.decoder.name
     save_weights(
         out / "model.safetensors",
         segmenter.network.state_dict(),
-        {"encoder": settings.encoder, "decoder": settings.decoder, "format": "pt"},
+        {"encoder": settings.encoder, "decoder": decoder, "format": "pt"},
     )
-    draw_curves(fitted.rows, out / "curves.png", f"{settings.decoder} on {settings.encoder}")
+    draw_curves(fitted.rows, out / "curves.png", f"{decoder} on {settings.encoder}")

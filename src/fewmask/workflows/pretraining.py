@@ -6,16 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewmask import encoders
 from fewmask.checkpoint import load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
-from fewmask.data.cache import ImageCache, cached_images
+from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
+from fewmask.data.pools import cached_pool, pool_labels
 from fewmask.data.sources import ImageSet, open_images
 from fewmask.devices import make_fabric
 from fewmask.flags import near
@@ -27,7 +26,7 @@ from fewmask.settings import PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
 from fewmask.workflows.launching import launch, say
-from fewmask.workflows.watching import TIMES, Watch
+from fewmask.workflows.watching import TIMES, Watch, probe_pairs
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -53,6 +52,7 @@ def try_pretraining(settings: PretrainSettings) -> ImageSet:
     """Everything that a user can have wrong, before the first step. Raises UserError."""
     started_encoder(settings)
     images, _ = open_pool(settings, download=settings.download)
+    probe_pairs(settings)
     return images
 
 
@@ -65,9 +65,8 @@ def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[Im
     """The images and their pixels. Raises UserError where fewer than two can be used."""
     images = open_images(settings.images, download=download)
     with progress("reading images") as report:
-        side = store_side(images, settings.size)
-        cache = cached_images(
-            images, side, settings.resize, progress=report, workers=settings.workers
+        cache = cached_pool(
+            images, settings.size, settings.resize, progress=report, workers=settings.workers
         )
     if len(cache.names) < 2:
         raise UserError(
@@ -119,9 +118,12 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
     title = f"{chosen.name} on {images.pool}"
     with progress(title) as report:
         run = Run(out, key, steps, optimisation, "last", report)
-        watch = Watch(fabric, task, cache, settings.size, settings.seed, out)
+        pairs = probe_pairs(settings)
+        watch = Watch(fabric, task, cache, settings.size, settings.seed, out, pairs)
+        watch.begin()
         check = Check(max(1, steps // TIMES), watch, prefix="")
         fitted = fit(fabric, task, task.groups(), stream, run, check)
+    last = fitted.rows[-1] if fitted.rows else {}
     result = PretrainResult(
         out=out,
         encoder=settings.encoder,
@@ -132,6 +134,8 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
         loss=fitted.loss,
         moved=moved(start, encoder),
         transfer=transfer,
+        probe_iou=last.get("probe_iou"),
+        probe_iou_start=watch.start.get("probe_iou"),
     )
     if fabric.is_global_zero:
         save_weights(
@@ -149,7 +153,8 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
             pool=images.pool,
             fingerprint=images.fingerprint(),
             skipped=list(cache.skipped),
-            last=fitted.rows[-1] if fitted.rows else {},
+            start=watch.start,
+            last=last,
         )
     return result
 
@@ -174,31 +179,6 @@ def _pool_stream(
         drop_last=True,
         labels=pool_labels(images, cache),
     )
-
-
-def pool_labels(images: ImageSet, cache: ImageCache) -> NDArray[np.int64] | None:
-    """The class of every cached image [N], where the pool has class folders."""
-    if images.labels is None:
-        return None
-    labels = {item.name: label for item, label in zip(images.items, images.labels, strict=True)}
-    return np.array([labels[name] for name in cache.names], np.int64)
-
-
-def store_side(images: ImageSet, size: int) -> int:
-    """The side at which a pool is cached: room for crops, but never more than the pool has.
-
-    4/3 of the network's side, or the median short side of 16 pictures where that is less.
-    """
-    from fewmask.data.images import Undecodable
-
-    sides = []
-    for i in np.linspace(0, len(images.items) - 1, min(16, len(images.items))).astype(int):
-        try:
-            sides.append(min(images.items[i].pixels().shape[:2]))
-        except Undecodable:
-            continue
-    median = int(np.median(sides)) if sides else size
-    return max(16, min(round(size * 4 / 3), median))
 
 
 def default_lr(optimizer: str, batch_size: int) -> float:

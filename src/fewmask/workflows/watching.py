@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewmask.augment import normalise, to_unit
-from fewmask.data.cache import ImageCache
+from fewmask.data.cache import ImageCache, cached_pairs
+from fewmask.data.check import check_pairs
+from fewmask.data.sources import MaskOptions, open_pairs
 from fewmask.files import write_bytes_atomic
 from fewmask.pretext import PretextModule
-from fewmask.pretext.contract import effective_rank, pooled, spread
-from fewmask.types import Batch
+from fewmask.pretext.contract import effective_rank, spread
+from fewmask.probing import dense_probe, frozen_features, probe_rows
+from fewmask.progress import progress
+from fewmask.settings import PretrainSettings
+from fewmask.types import Batch, UserError
 from fewmask.workflows.launching import say
 
 if TYPE_CHECKING:
@@ -29,13 +34,63 @@ WATCHED = 256
 """Images of the pool whose features are looked at: the same ones each time."""
 SHOWN = 8
 """Images that a task draws its samples of."""
+LEAST_SPREAD = 1e-3
+"""Random encoders have a spread of 0.05 (ResNet-50) to 0.14 (DenseNet-121), trained ones 0.2 and
+more; encoders that send all pictures to one point fell to between 2e-4 and 7e-4."""
+LEAST_RANK = 0.1
+"""Of the effective rank at the start. ResNet-18 on 256 cats and dogs: 148 when random, and never
+below 144 under SimCLR (40 steps) or two classes learnt by heart (250 steps). Under losses whose
+best answer is one point it fell to 1.8 (the features' norm) and 9.9 (the distance of two views
+alone), though the spread stayed above 0.02; under SimCLR at a hundred times its rate to 1.0."""
+
+
+@dataclass(frozen=True)
+class ProbePairs:
+    """Pictures with masks for the dense probe: uint8 [n,3,S,S] and class ids [n,S,S]."""
+
+    images: Tensor
+    masks: Tensor
+    n_classes: int
+
+    def iou(self, encoder: torch.nn.Module) -> float | None:
+        """IoU of a linear head on the encoder's frozen features, a fraction of 1."""
+        return dense_probe(encoder, self.images, self.masks, self.n_classes)
+
+
+def probe_pairs(settings: PretrainSettings) -> ProbePairs | None:
+    """The pairs of --probe-pairs; None where it isn't given. Raises UserError with all faults."""
+    src = settings.probe_pairs
+    if src is None:
+        return None
+    options = MaskOptions(ignore=settings.probe_ignore, mask_values=settings.probe_mask_values)
+    try:
+        pairs = open_pairs(src, options, download=settings.download)
+        with progress("checking the probe's pairs") as report:
+            checked = check_pairs(pairs, progress=report)
+        checked.raise_faults()
+    except UserError as mistake:  # the flags that mend it have other names here
+        faults = [fault.replace("--mask-values", "--probe-mask-values") for fault in mistake.faults]
+        raise UserError(*(f.replace("--ignore", "--probe-ignore") for f in faults)) from None
+    rows = probe_rows(len(pairs.items), checked.groups)
+    if len(rows) < 4:
+        raise UserError(
+            f"--probe-pairs {src}: {len(rows)} different pictures; expected at least 4, half of "
+            "them to fit and half to score. Add some"
+        )
+    few = replace(pairs, items=tuple(pairs.items[row] for row in rows))
+    size, resize = settings.size, settings.resize
+    cache = cached_pairs(few, checked.labels, size, resize, workers=settings.workers)
+    masks = torch.from_numpy(np.array(cache.masks))
+    images = torch.from_numpy(np.array(cache.images)).permute(0, 3, 1, 2)
+    return ProbePairs(images, masks, checked.labels.n_classes)
 
 
 @dataclass
 class Watch:
-    """Spread and effective rank of the features of some images of the pool, in evaluation mode.
+    """Spread and effective rank of the features of some images of the pool, in evaluation mode;
+    where there are pairs, the dense probe as well.
 
-    Warns once where they have collapsed. Tasks that draw pictures leave them in `samples/`.
+    Warns once where the features have collapsed. Tasks that draw pictures leave them in `samples/`.
     """
 
     fabric: Fabric
@@ -44,42 +99,49 @@ class Watch:
     size: int
     seed: int
     out: Path
+    pairs: ProbePairs | None = None
+    start: dict[str, float | None] = field(default_factory=dict, init=False)
+    """What was found before the first step."""
     warned: bool = field(default=False, init=False)
 
+    def begin(self) -> None:
+        """Look at the encoder before its first step."""
+        self.task.encoder.to(self.fabric.device)
+        self.start = self._look()
+
     def __call__(self, step: int) -> dict[str, float | None]:
-        features = torch.cat([pooled(self.task.encoder, part).float() for part in self._images()])
-        found = {
-            "features_spread": float(spread(features)),
-            "effective_rank": float(effective_rank(features)),
-        }
+        found = self._look()
         self._warn(step, found)
         if self.fabric.is_global_zero:
             self._draw(step)
-        return dict(found)
+        if self.pairs:
+            found["probe_iou_start"] = self.start.get("probe_iou")
+        return found
 
-    def _images(self) -> list[Tensor]:
-        """Normalised images [n,3,S,S] at the network's size, in parts of 64."""
+    def _look(self) -> dict[str, float | None]:
         n = len(self.cache.names)
         rows = np.unique(np.linspace(0, n - 1, min(n, WATCHED)).astype(int))
-        return [self._part(rows[i : i + 64]) for i in range(0, len(rows), 64)]
+        encoder = self.task.encoder
+        features = frozen_features(encoder, self.cache, rows, self.size, self.fabric.device)
+        finite = bool(torch.isfinite(features).all())
+        found: dict[str, float | None] = {
+            "features_spread": float(spread(features)) if finite else None,
+            "effective_rank": float(effective_rank(features)) if finite else None,
+        }
+        if self.pairs:
+            found["probe_iou"] = self.pairs.iou(encoder) if finite else None
+        return found
 
-    def _part(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        images = torch.from_numpy(self.cache.images[rows]).permute(0, 3, 1, 2)
-        shape = (self.size, self.size)
-        sized = torch.nn.functional.interpolate(
-            to_unit(images), shape, mode="bilinear", antialias=True
-        )
-        return normalise(sized.to(self.fabric.device))
-
-    def _warn(self, step: int, found: dict[str, float]) -> None:
-        collapsed = found["features_spread"] < 1e-3 or found["effective_rank"] < 1.5
-        if collapsed and not self.warned and len(self.cache.names) > 2:
+    def _warn(self, step: int, found: dict[str, float | None]) -> None:
+        if self.warned or len(self.cache.names) <= 2:
+            return
+        words = collapse(found, self.start)
+        if words:
             self.warned = True
             say(
                 self.fabric,
-                f"warning: the features have collapsed at step {step} (spread "
-                f"{found['features_spread']:.2g}, effective rank {found['effective_rank']:.3g}): "
-                "all images look alike to the encoder. Lower --lr, or choose another task",
+                f"warning: the features have collapsed at step {step} ({words}): the encoder tells "
+                "hardly any images apart. Lower --lr, or choose another task",
             )
 
     def _draw(self, step: int) -> None:
@@ -98,6 +160,23 @@ class Watch:
         picture = io.BytesIO()
         _sheet(drawn).save(picture, format="PNG")
         write_bytes_atomic(self.out / "samples" / f"step_{step:06}.png", picture.getvalue())
+
+
+def collapse(found: dict[str, float | None], start: dict[str, float | None]) -> str | None:
+    """In what way features have collapsed since the start; None where they have not.
+
+    Either all their directions are the same (the spread), or they vary over few dimensions only
+    (the effective rank). Of ten images or fewer the rank can't tell.
+    """
+    wide, rank = found["features_spread"], found["effective_rank"]
+    before = start.get("effective_rank") or math.nan
+    if wide is None or rank is None:
+        return "they are not finite numbers"
+    if wide < LEAST_SPREAD:
+        return f"spread {wide:.2g}, below {LEAST_SPREAD:g}"
+    if rank < LEAST_RANK * before:
+        return f"effective rank {rank:.3g}, at the start {before:.3g}"
+    return None
 
 
 def _sheet(pictures: Tensor, across: int = 8) -> Image.Image:

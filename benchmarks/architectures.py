@@ -1,0 +1,188 @@
+"""Every architecture on the same pairs: does it fit 16, how fast, and what of the test?
+
+    python benchmarks/architectures.py --out results/architectures [DECODER-on-ENCODER ...]
+
+Two runs each, from random weights, 128 px, the border ignored:
+- *fit*: 16 training pairs (18 masks, two of which validate), no augmentation; the IoU on the 16 at
+  the masks' own resolution. An architecture that cannot reach 0.85 (0.65 for FCN-32s and FCN-16s,
+  which are coarse) is broken.
+- *budget*: 20 % of the pairs, recipe `best` with its augmentation, the same steps for all; the IoU
+  on the fixed test set.
+
+An architecture that is done is not done again. Writes NAME.json and table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewmask.data.sources import MaskOptions, Pair
+from fewmask.data.split import Budget, make_split, order, take
+from fewmask.devices import make_fabric
+from fewmask.evaluation import score_pairs
+from fewmask.metrics import aggregate
+from fewmask.segmentation import Geometry
+from fewmask.settings import FinetuneSettings
+from fewmask.workflows import Prepared, prepare, train
+
+SIZE = 128
+FIT_PAIRS = 18
+NEEDED = {"fcn32s": 0.65, "fcn16s": 0.65}
+ARCHITECTURES = [
+    ("unet", "resnet18"),
+    ("unet", "resnet50"),
+    ("unet", "vgg16_bn"),
+    ("unet", "densenet121"),
+    ("unet", "googlenet"),
+    ("unet", "convnext_atto"),
+    ("unet", "vit_tiny_patch16_224"),
+    ("unetplusplus", "resnet18"),
+    ("fpn", "resnet18"),
+    ("pspnet", "resnet18"),
+    ("deeplabv3", "resnet18"),
+    ("deeplabv3plus", "resnet18"),
+    ("linknet", "resnet18"),
+    ("manet", "resnet18"),
+    ("pan", "resnet18"),
+    ("segformer", "resnet18"),
+    ("upernet", "resnet18"),
+    ("dpt", "vit_tiny_patch16_224"),
+    ("fcn32s", "resnet18"),
+    ("fcn16s", "resnet18"),
+    ("fcn8s", "resnet18"),
+    ("segnet", "vgg16_bn"),
+    ("unet-original", "unet-original"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="DECODER-on-ENCODER (default: all)")
+    parser.add_argument("--pairs", default="oxford-iiit-pet:")
+    parser.add_argument("--out", type=Path, default=Path("results/architectures"))
+    parser.add_argument("--fit-steps", type=int, default=200)
+    parser.add_argument("--budget-steps", type=int, default=200)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(arguments.pairs, MaskOptions(), Geometry(SIZE, "square"))
+    for decoder, encoder in ARCHITECTURES:
+        name = f"{decoder}-on-{encoder}"
+        path = arguments.out / f"{name}.json"
+        if path.exists() or (arguments.names and name not in arguments.names):
+            continue
+        print(name, flush=True)
+        record = {"decoder": decoder, "encoder": encoder, "threads": torch.get_num_threads()}
+        record |= fit_and_test(decoder, encoder, prepared, arguments)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_table(arguments.out)
+    write_table(arguments.out)
+
+
+def fit_and_test(
+    decoder: str, encoder: str, prepared: Prepared, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The two runs of an architecture, its size and its speed."""
+    n = len(prepared.pairs.items)
+    split = make_split(n, prepared.checked.groups, test_fraction=0.2, seed=0)
+    shuffled = order(split, 0, 0)
+    small = take(shuffled, n, FIT_PAIRS, prepared.checked.groups)
+    large = take(shuffled, n, 0.2, prepared.checked.groups)
+    work = arguments.out / "work" / f"{decoder}-on-{encoder}"
+    settings = FinetuneSettings(
+        pairs=arguments.pairs,
+        out=str(work / "fit"),
+        encoder=encoder,
+        decoder=decoder,
+        size=SIZE,
+        steps=arguments.fit_steps,
+        batch_size=8,
+        augment=False,
+    )
+    fitted = trained(settings, prepared, small)
+    on_train = iou(fitted["model"], prepared, [prepared.pairs.items[row] for row in small.train])
+    settings = FinetuneSettings(
+        pairs=arguments.pairs,
+        out=str(work / "budget"),
+        encoder=encoder,
+        decoder=decoder,
+        size=SIZE,
+        steps=arguments.budget_steps,
+        batch_size=8,
+    )
+    tested = trained(settings, prepared, large)
+    test = [prepared.pairs.items[row] for row in split.test]
+    on_test = iou(tested["model"], prepared, test)
+    model = tested["model"]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fit_iou": on_train,
+        "fit_pairs": len(small.train),
+        "fit_steps": arguments.fit_steps,
+        "test_iou": on_test,
+        "budget_pairs": len(large.train),
+        "budget_steps": arguments.budget_steps,
+        "n_test": len(test),
+        "training_images_per_second": tested["speed"],
+        "prediction_images_per_second": prediction_speed(model),
+    }
+
+
+def trained(settings: FinetuneSettings, prepared: Prepared, budget: Budget) -> dict[str, Any]:
+    """A model trained on a budget, and its median speed in training images/s."""
+    resolved = settings.resolved()
+    fabric = make_fabric(resolved.device, 1, resolved.precision)
+    out = Path(resolved.out)
+    out.mkdir(parents=True, exist_ok=True)
+    segmenter, _, fitted = train(fabric, resolved, prepared, budget, out.as_posix())
+    speeds = [row["images_per_second"] for row in fitted.rows]
+    (out / "state.pt").unlink(missing_ok=True)
+    return {"model": segmenter.eval(), "speed": statistics.median(speeds)}
+
+
+def iou(segmenter: Any, prepared: Prepared, pairs: list[Pair]) -> float | None:
+    """IoU over some pairs, at the masks' own resolution."""
+    device = next(segmenter.parameters()).device
+    found = score_pairs(segmenter, Geometry(SIZE, "square"), pairs, prepared.checked.labels, device)
+    return aggregate(found, prepared.checked.labels.names)[0]["iou"]
+
+
+def prediction_speed(segmenter: torch.nn.Module) -> float:
+    """Images a second of the bare network, batches of 8 at 128 px, float32; the median of ten."""
+    images = torch.rand(8, 3, SIZE, SIZE, device=next(segmenter.parameters()).device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(12):
+            began = time.perf_counter()
+            segmenter(images)
+            seconds.append(time.perf_counter() - began)
+    return 8 / statistics.median(seconds[2:])
+
+
+def write_table(out: Path) -> None:
+    """table.md of all records that are there."""
+    records = [json.loads(p.read_text()) for p in sorted(out.glob("*.json"))]
+    records.sort(key=lambda r: -(r["test_iou"] or 0))
+    lines = [
+        "| decoder | encoder | parameters | training images/s | prediction images/s "
+        "| IoU on 16 it fits (needed) | IoU on test, 20 % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in records:
+        needed = NEEDED.get(r["decoder"], 0.85)
+        lines.append(
+            f"| {r['decoder']} | {r['encoder']} | {r['parameters'] / 1e6:.1f} M "
+            f"| {r['training_images_per_second']:.1f} | {r['prediction_images_per_second']:.1f} "
+            f"| {r['fit_iou']:.3f} ({needed}) | {r['test_iou']:.3f} |"
+        )
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
