@@ -124,7 +124,7 @@ def trained(task: ByolTask, batch: Batch, steps: int) -> tuple[list[float], list
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match="--momentum 1.5: expected a number of 0 to 1"):
+    with pytest.raises(UserError, match=r"--momentum 1\.5: expected a number of 0 to 1"):
         Byol(momentum=1.5)
     with pytest.raises(UserError, match="--projection and --hidden"):
         Byol(hidden=(0,))
