@@ -36,7 +36,7 @@ def test_distances_are_those_of_the_unit_vectors() -> None:
 
 
 def test_the_loss_is_that_of_both_directions_one_picture_at_a_time() -> None:
-    """Heads in evaluation mode: a picture's answer doesn't depend on the others in the batch."""
+    """Heads in evaluation mode: a picture's answer doesn't depend on the others in its batch."""
     task, batch = make_task(), make_batch()
     nn.init.normal_(task.teacher_projector[0].weight)  # another than the student's
     for head in (task.projector, task.predictor, task.teacher_projector):
@@ -87,9 +87,9 @@ def test_widths_are_the_papers_for_a_resnet50() -> None:
     encoder = GroupNormEncoder()
     encoder.out_channels = (3, 8, 2048)  # type: ignore[assignment]
     task = Byol().task(encoder, 16, Pool())
-    shapes = [tuple(p.shape) for p in (task.projector[0].weight, task.projector[-1].weight)]
+    shapes = [tuple(p.shape) for p in (task.projector[0].weight, task.projector[3].weight)]
     assert shapes == [(4096, 2048), (256, 4096)]
-    shapes = [tuple(p.shape) for p in (task.predictor[0].weight, task.predictor[-1].weight)]
+    shapes = [tuple(p.shape) for p in (task.predictor[0].weight, task.predictor[3].weight)]
     assert shapes == [(4096, 256), (256, 4096)]
     assert Byol(hidden=(5, 6)).task(GroupNormEncoder(), 16, Pool()).predictor[3].out_features == 6
 
@@ -123,8 +123,22 @@ def trained(task: ByolTask, batch: Batch, steps: int) -> tuple[list[float], list
     return accuracies, losses
 
 
+def test_a_constant_prediction_has_a_cosine_near_zero() -> None:
+    """With batch norm after the projector; the paper's projections share a direction."""
+    constant = {}
+    for norm in ("batch", "none"):
+        task = make_task(encoders.build("resnet18"), output_norm=norm)
+        images = normalise(view(make_batch(n=64, side=32), 32, Views()))
+        z = nn.functional.normalize(task.teacher_projector(pooled(task.encoder, images)), dim=1)
+        constant[norm] = z.mean(0).norm().item()  # the best one: along the mean direction
+    assert constant["batch"] < 0.2
+    assert constant["none"] > 0.4
+
+
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match=r"--momentum 1\.5: expected a number of 0 to 1"):
         Byol(momentum=1.5)
+    with pytest.raises(UserError, match="--output-norm layer: expected batch or none"):
+        Byol(output_norm="layer")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--projection and --hidden"):
         Byol(hidden=(0,))

@@ -117,10 +117,13 @@ def one_step(
 def without_batch_norm(module: nn.Module) -> None:
     """Statistics of a batch are per process: exchanged for statistics of each image."""
     for name, child in module.named_children():
+        trained = any(p.requires_grad for p in child.parameters())  # a teacher's are not
         if isinstance(child, nn.BatchNorm1d):
-            setattr(module, name, nn.LayerNorm(child.num_features))
+            norm: nn.Module = nn.LayerNorm(child.num_features)
+            setattr(module, name, norm.requires_grad_(trained))
         elif isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(1, child.num_features))
+            norm = nn.GroupNorm(1, child.num_features)
+            setattr(module, name, norm.requires_grad_(trained))
         else:
             without_batch_norm(child)
 

@@ -272,7 +272,8 @@ def test_a_run_without_a_decoder_keeps_its_key(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "decoder"), [("resnet34", "unet"), ("vgg11_bn", "unet"), ("convnext_atto", "fpn")]
+    ("encoder", "decoder"),
+    [("resnet34", "unet"), ("resnet50", "fpn"), ("vgg11", "unet"), ("convnext_atto", "fpn")],
 )
 def test_the_decoder_is_the_one_that_fine_tuning_builds(encoder: str, decoder: str) -> None:
     own, _ = decoder_for(encoders.build(encoder), decoder, 64)

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from tests.pretext.small import GroupNormEncoder, make_batch
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from fewmask import encoders
@@ -84,7 +85,7 @@ def test_convolution_norm_and_pooling_see_visible_positions_alone() -> None:
     torch.testing.assert_close(net.norm.running_mean.double(), mean / 10, rtol=1e-4, atol=1e-6)
 
 
-KINDS = ["resnet18", "densenet121", "vgg11_bn", "convnext_atto", "efficientnet-b0", "googlenet"]
+KINDS = ["resnet18", "densenet121", "vgg11_bn", "convnextv2_atto", "efficientnet-b0", "googlenet"]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -112,6 +113,30 @@ def test_hidden_pixels_change_nothing_and_hidden_positions_stay_empty(name: str)
     assert list(encoder.state_dict()) == names
     hooks = [m._forward_hooks or m._forward_pre_hooks for m in encoder.modules()]
     assert not any(hooks)
+
+
+@pytest.mark.parametrize("width", [4, 6])  # 6: as many channels as columns
+def test_layers_with_channels_last_add_nothing_where_hidden(width: int) -> None:
+    """As in ConvNeXt's blocks, whose biases would fill the hidden positions."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+    visible = Visible(SHOWN, 3)
+    nn.init.constant_(layers[0].bias, 1.0)
+    mask = slow_mask(6).permute(0, 2, 3, 1)
+    with torch.no_grad(), sparsely(layers[0], visible):
+        normed = layers[0](torch.randn(2, 6, 6, width))
+    assert torch.equal((normed != 0).any(dim=3, keepdim=True).float(), mask)
+    with torch.no_grad(), sparsely(layers, visible):
+        found = layers(torch.randn(2, 6, 6, width))
+    assert torch.equal((found != 0).any(dim=3, keepdim=True).float(), mask)
+
+
+def test_layer_norms_of_maps_are_told_from_those_with_channels_last() -> None:
+    norm = LayerNorm2d(6)  # on maps of as many channels as columns
+    nn.init.constant_(norm.bias, 1.0)
+    with torch.no_grad(), sparsely(norm, Visible(SHOWN, 3)):
+        found = norm(torch.randn(2, 6, 6, 6))
+    assert torch.equal((found != 0).any(dim=1, keepdim=True).float(), slow_mask(6))
 
 
 def test_the_encoder_is_plain_outside_the_task() -> None:

@@ -21,6 +21,7 @@ from fewmask.pretext.patches import (
     input_side,
     normalise_each,
     project_colours,
+    repeat_colour,
     uniform,
 )
 from fewmask.types import UserError
@@ -84,6 +85,16 @@ def test_dropped_colours_are_noise_of_a_grey_level() -> None:
                 else:
                     assert found[i, p, c].abs().max() <= 0.5 * GREY_LEVEL
                     assert found[i, p, c].std() > 0.2 * GREY_LEVEL
+
+
+def test_a_repeated_colour_is_in_all_three_channels() -> None:
+    patches = random_patches(2, 4, 3, 6, 6)
+    kept = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
+    found = repeat_colour(patches, kept)
+    for i in range(2):
+        for p in range(4):
+            for c in range(3):
+                assert torch.equal(found[i, p, c], patches[i, p, kept[i, p]])
 
 
 def test_projected_colours_have_no_green_magenta() -> None:

@@ -150,7 +150,9 @@ def test_colours_that_are_taken_out_cannot_be_seen(colours: Colours) -> None:
     along = patches[:, :, 1] - (patches[:, :, 0] + patches[:, :, 2]) / 2
     one_channel = bool((power[:, :, :2] < 0.02 * power[:, :, 2:]).all())
     assert one_channel == (colours == "drop")
-    assert bool(along.abs().max() < 1e-3) == (colours == "project")
+    assert bool(along.abs().max() < 1e-3) == (colours in ("repeat", "project"))
+    same = bool((patches - patches[:, :, :1]).abs().max() < 1e-4)
+    assert same == (colours == "repeat")
 
 
 def accuracy_after(steps: int, noise: bool) -> float:
@@ -188,7 +190,7 @@ def test_there_is_nothing_to_learn_from_noise() -> None:
     ("settings", "words"),
     [
         ({"pairs": "some"}, "--pairs some: expected one of all, centre"),
-        ({"colours": "grey"}, "--colours grey: expected one of drop, project, keep"),
+        ({"colours": "grey"}, "--colours grey: expected one of drop, repeat, project, keep"),
         ({"coarse": -0.1}, "--coarse -0.1: expected a probability"),
         ({"hidden": 0}, "--hidden 0"),
         ({"crop_min": 1.2}, "--crop-min 1.2"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,17 @@ class Byol:
     twice as wide as the encoder's output: the paper's 4096 for a ResNet-50)."""
     projection: int = 256
     """Width of the projection, which is predicted."""
+    output_norm: Literal["batch", "none"] = "batch"
+    """Batch norm after the projector, or none (the paper's). Without it all projections share a
+    direction, and short runs predict that alone."""
     views: Views = field(default_factory=Views)
     """The random views."""
 
     def __post_init__(self) -> None:
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise UserError(f"--momentum {self.momentum}: expected a number of 0 to 1")
+        if self.output_norm not in ("batch", "none"):
+            raise UserError(f"--output-norm {self.output_norm}: expected batch or none")
         if min(self.projection, *self.hidden, 1) < 1:
             raise UserError("--projection and --hidden: expected widths above 0")
 
@@ -62,6 +67,8 @@ class ByolTask(PretextModule):
         width = width_of(encoder)
         hidden = config.hidden or (2 * width,)
         self.projector = mlp((width, *hidden, config.projection))
+        if config.output_norm == "batch":
+            self.projector.append(nn.BatchNorm1d(config.projection, affine=False))
         self.predictor = mlp((config.projection, *hidden, config.projection))
         self.teacher_encoder = teacher_of(encoder)
         self.teacher_projector = teacher_of(self.projector)

@@ -65,6 +65,16 @@ def drop_colours(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
     return torch.where(stays, patches, (noise - 0.5) * GREY_LEVEL)
 
 
+def repeat_colour(patches: Tensor, kept: Tensor) -> Tensor:
+    """One channel of each patch [B,P,3,s,s], kept int64 [B,P], in place of all three.
+
+    As `drop_colours` it hides the lens' shift of colours; the channels go together as they do in
+    pictures, so that weights and running statistics fit the RGB that comes later.
+    """
+    index = kept[:, :, None, None, None].expand_as(patches[:, :, :1])
+    return patches.gather(2, index).expand_as(patches)
+
+
 def project_colours(patches: Tensor) -> Tensor:
     """Patches [...,3,s,s] without their green-magenta part: x - a (a.x) / (a.a), a = (-1, 2, -1).
 

@@ -26,6 +26,7 @@ from fewmask.pretext.patches import (
     input_side,
     normalise_each,
     project_colours,
+    repeat_colour,
     uniform,
 )
 from fewmask.types import Batch, UserError
@@ -36,7 +37,7 @@ LEAST_SIZE = 32
 """The side of the smallest view whose patches have 8 pixels a side."""
 
 Pairs = Literal["all", "centre"]
-Colours = Literal["drop", "project", "keep"]
+Colours = Literal["drop", "repeat", "project", "keep"]
 
 
 class Geometry(NamedTuple):
@@ -73,7 +74,8 @@ class RelativePosition:
     them in its grids), or centre: the middle one with each of its 8 neighbours."""
     colours: Colours = "drop"
     """Against chromatic aberration: drop keeps one channel of each patch and fills the others with
-    noise, project takes the green-magenta axis out, keep does nothing."""
+    noise, repeat fills them with that channel, project takes the green-magenta axis out, keep does
+    nothing."""
     coarse: float = 0.33
     """Probability that a patch is shrunk and enlarged again, to 1 to 98 % of its area."""
     crop_min: float = 0.35
@@ -90,7 +92,7 @@ class RelativePosition:
     def __post_init__(self) -> None:
         for flag, value, known in (
             ("--pairs", self.pairs, ("all", "centre")),
-            ("--colours", self.colours, ("drop", "project", "keep")),
+            ("--colours", self.colours, ("drop", "repeat", "project", "keep")),
         ):
             if value not in known:
                 raise UserError(f"{flag} {value}: expected one of {', '.join(known)}")
@@ -166,9 +168,11 @@ class RelativePositionTask(PretextModule):
         if self.config.coarse > 0:
             sides = coarse_sides(coarse.reshape(-1, PATCHES, 2), self.config.coarse, side)
             patches = coarsened(patches, sides, self.matrices)
+        kept = (channel * 3).long()
         if self.config.colours == "drop":
-            noise = uniform(batch, patches.shape[1:], stream=2)
-            patches = drop_colours(patches, (channel * 3).long(), noise)
+            patches = drop_colours(patches, kept, uniform(batch, patches.shape[1:], stream=2))
+        elif self.config.colours == "repeat":
+            patches = repeat_colour(patches, kept)
         elif self.config.colours == "project":
             patches = project_colours(patches)
         return normalise_each(patches)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import load_start, start_key
+from fewmask.checkpoint import load_start, start_file, start_key
 from fewmask.data.pools import cached_pool, pool_labels
 from fewmask.data.sources import ImageSet, open_images
 from fewmask.devices import pick_device
@@ -79,7 +80,8 @@ def described(settings: ProbeSettings) -> ProbeSettings:
     encoder = settings.encoder or said.get("encoder")
     if encoder is None:
         if settings.run not in ("scratch", "imagenet"):
-            started(replace(settings, encoder="resnet18"))  # perhaps there is no such run at all
+            with _no_flag():
+                start_file(settings.run)  # perhaps there is no such run at all
         raise UserError(f"--encoder is missing; {settings.run} does not say which one it is")
     return replace(
         settings,
@@ -114,7 +116,7 @@ def started(settings: ProbeSettings) -> tuple[nn.Module, Transfer | None]:
     """The encoder that is probed. Raises UserError as `load_start` does."""
     torch.manual_seed(settings.seed)
     encoder = encoders.build(settings.encoder or "")
-    try:
+    with _no_flag():
         transfer = load_start(
             encoder,
             settings.run,
@@ -122,9 +124,16 @@ def started(settings: ProbeSettings) -> tuple[nn.Module, Transfer | None]:
             weights=settings.weights,
             allow_partial=settings.allow_partial,
         )
-    except UserError as mistake:  # here the start is no flag
-        raise UserError(*(fault.replace("--init ", "") for fault in mistake.faults)) from None
     return encoder, transfer
+
+
+@contextmanager
+def _no_flag() -> Iterator[None]:
+    """Mistakes about a start that is no flag here."""
+    try:
+        yield
+    except UserError as mistake:
+        raise UserError(*(fault.replace("--init ", "") for fault in mistake.faults)) from None
 
 
 def _opened(settings: ProbeSettings, images: ImageSet) -> Labelled:
