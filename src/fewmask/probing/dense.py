@@ -47,16 +47,16 @@ def dense_probe(encoder: nn.Module, images: Tensor, masks: Tensor, n_classes: in
     Of two classes it is the foreground's IoU, as in every score of the project.
     """
     features = grid_features(encoder, images)
-    shares, weight = grid_masks(masks.to(features.device), n_classes)
+    shares, weight = grid_masks(masks.cpu(), n_classes)
     n = len(images) // 2
     answers = ridge(features[:n], shares[:n], weight[:n], features[n:])
     sized = functional.interpolate(answers, masks.shape[-2:], mode="bilinear", align_corners=False)
-    predicted = sized.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    predicted = sized.argmax(dim=1).to(torch.uint8).numpy()
     return scores(confusion(masks[n:].cpu().numpy(), predicted, n_classes))["iou"]
 
 
 def grid_features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """uint8 [n,3,S,S] -> float32 [n,D,8,8]: the two coarsest maps on the grid."""
+    """uint8 [n,3,S,S] -> float32 [n,D,8,8] on the CPU: the two coarsest maps on the grid."""
     device = next(encoder.parameters()).device
     was = encoder.training
     encoder.eval()
@@ -65,7 +65,7 @@ def grid_features(encoder: nn.Module, images: Tensor) -> Tensor:
         for part in torch.split(images, BATCH):
             seen = normalise(to_unit(part.to(device)))
             maps = encoder(seen.contiguous(memory_format=torch.channels_last))
-            found.append(torch.cat([_on_grid(m.float()) for m in maps[-2:]], dim=1))
+            found.append(torch.cat([_on_grid(m.float()) for m in maps[-2:]], dim=1).cpu())
     encoder.train(was)
     return torch.cat(found)
 
