@@ -1,8 +1,7 @@
-"""Colourisation: the three objectives against slow loops, and what holds for all of them."""
+"""Colourisation: the what holds for all three objectives."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import fewmask
 from fewmask import encoders
 from fewmask.pretext import Pool
 from fewmask.pretext.colorize import Colorize, ColorizeTask, Head, Regression
-from fewmask.pretext.colorize_bins import Bins
-from fewmask.pretext.colorize_gan import Discriminator, Gan, halvings_for
-from fewmask.pretext.colour import ab_bins, errors, rgb_to_lab
+from fewmask.pretext.colour import rgb_to_lab
 from fewmask.types import Batch, UserError
 
 OBJECTIVES = ("bins", "regression", "gan")
@@ -51,253 +48,6 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 
 def values(losses: dict[str, Tensor]) -> dict[str, float]:
     return {name: loss.item() for name, loss in losses.items()}
-
-
-def random_case(channels: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs, lightness and true ab of three pictures of 6 x 4, the second of them grey."""
-    generator = torch.Generator().manual_seed(seed)
-    output = torch.randn(3, channels, 6, 4, generator=generator)
-    lab = rgb_to_lab(torch.rand(3, 3, 6, 4, generator=generator))
-    return output, lab[:, :1], lab[:, 1:], torch.tensor([1.0, 0.0, 1.0])
-
-
-# Bins
-
-
-def slow_encoding(ab: Tensor, centres: Tensor) -> Tensor:
-    """Of one colour, over all bins: the 5 nearest, by a Gaussian of sigma 5, adding up to 1."""
-    distances = [math.dist(ab.tolist(), centre) for centre in centres.tolist()]
-    nearest = sorted(range(len(distances)), key=lambda q: distances[q])[:5]
-    encoding = torch.zeros(len(centres), dtype=torch.float64)
-    for q in nearest:
-        encoding[q] = math.exp(-(distances[q] ** 2) / (2 * 5**2))
-    return encoding / encoding.sum()
-
-
-def test_the_soft_encoding_is_that_of_a_slow_loop() -> None:
-    bins = Bins(0.5, 0.38)
-    colours = torch.rand(1, 3, 20, 3, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    ab = rgb_to_lab(colours).flatten(2)[0, 1:].T.contiguous()
-    chosen, shares = bins.encode(ab)
-    found = torch.zeros(len(ab), 313).scatter_(1, chosen, shares)
-    expected = torch.stack([slow_encoding(one, ab_bins()) for one in ab]).float()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-
-
-def test_the_five_nearest_bins_are_found_among_few() -> None:
-    """Of all colours of a dense grid, and of means of pure ones, which lie at the edge."""
-    steps = torch.linspace(0, 1, 28)
-    generator = torch.Generator().manual_seed(0)
-    pure = (torch.rand(40_000, 3, generator=generator) > 0.5).float()
-    colours = torch.cat([torch.cartesian_prod(steps, steps, steps), pure])
-    ab = rgb_to_lab(colours.T[None, :, :, None])[0, 1:, :, 0].T
-    share = torch.rand(20_000, 1, generator=generator)
-    ends = ab[-40_000:].view(20_000, 2, 2)
-    ab = torch.cat([ab, ends[:, 0] * share + ends[:, 1] * (1 - share)])
-    bins = Bins(0.5, 0.38)
-    chosen, _ = bins.encode(ab)
-    found = (ab[:, None] - bins.centres[chosen]).norm(dim=2)
-    expected = (ab[:, None] - bins.centres).norm(dim=2).topk(5, largest=False).values
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # ties may fall either way
-
-
-def test_the_loss_is_zhangs_by_a_slow_loop() -> None:
-    bins = Bins(prior_mix=0.5, temperature=0.38)
-    output, lightness, ab, coloured = random_case(313)
-    losses, _ = bins(output, lightness, ab, coloured)
-
-    centres = ab_bins().double()
-    encodings = {
-        (i, y, x): slow_encoding(ab[i, :, y, x], centres)
-        for i in (0, 2)
-        for y in range(6)
-        for x in range(4)
-    }
-    counts = torch.ones(313, dtype=torch.float64)
-    for encoding in encodings.values():
-        counts[encoding.argmax()] += 1
-    prior = torch.zeros(313, dtype=torch.float64)
-    for q in range(313):  # each bin's share goes to the bins about it
-        kernel = torch.exp(-(centres - centres[q]).square().sum(1) / (2 * 5**2))
-        prior += counts[q] / counts.sum() * kernel / kernel.sum()
-    weights = 1 / (0.5 * prior + 0.5 / 313)
-    weights /= (prior * weights).sum()
-    loss = 0.0
-    for (i, y, x), encoding in encodings.items():
-        log_p = output[i, :, y, x].double().log_softmax(0)
-        loss -= float(weights[encoding.argmax()] * (encoding * log_p).sum())
-    assert losses["cross_entropy"].item() == pytest.approx(loss / (3 * 6 * 4), rel=1e-4)
-
-
-def test_rebalancing_weights_have_a_mean_of_one_and_a_mix_of_one_weights_all_alike() -> None:
-    bins = Bins(prior_mix=0.5, temperature=0.38)
-    _, _, ab, coloured = random_case(313)
-    bins.count(bins.encode(ab.permute(0, 2, 3, 1).reshape(-1, 2))[0][:, 0].view(3, -1), coloured)
-    prior, weights = bins.rebalancing()
-    assert float(prior.sum()) == pytest.approx(1, abs=1e-5)
-    assert float((prior * weights).sum()) == pytest.approx(1, abs=1e-5)
-    assert weights[prior.argmax()] < weights[prior.argmin()] / 2
-    bins.prior_mix = 1.0
-    torch.testing.assert_close(bins.rebalancing()[1], torch.ones(313))
-
-
-def test_the_prior_counts_every_coloured_pixel_while_training_and_none_after() -> None:
-    bins = Bins(0.5, 0.38)
-    output, lightness, ab, coloured = random_case(313)
-    for step in (1, 2):
-        bins(output, lightness, ab, coloured)
-        assert int(bins.counts.sum()) == 313 + step * 2 * 6 * 4
-    bins.eval()
-    bins(output, lightness, ab, coloured)
-    assert int(bins.counts.sum()) == 313 + 2 * 2 * 6 * 4
-    assert "counts" in bins.state_dict()
-
-
-def test_the_annealed_mean_lies_between_the_mean_and_the_likeliest_colour() -> None:
-    output, _, _, _ = random_case(313)
-    centres = ab_bins()
-    logits = output[0, :, 2, 1].double()
-    sharper = torch.exp(logits.log_softmax(0) / 0.38)
-    expected = (sharper / sharper.sum()) @ centres.double()
-    found = Bins(0.5, 0.38).colours(output)[0, :, 2, 1]
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-3)
-    likeliest = Bins(0.5, 1e-3).colours(output)[0, :, 2, 1]
-    torch.testing.assert_close(likeliest, centres[logits.argmax()])
-
-
-def test_signals_of_bins_tell_the_truth_from_a_constant_answer() -> None:
-    bins = Bins(0.5, 0.38)
-    _, lightness, ab, coloured = random_case(313)
-    chosen, _ = bins.encode(ab.permute(0, 2, 3, 1).reshape(-1, 2))
-    truth = functional.one_hot(chosen[:, 0], 313).view(3, 6, 4, 313).permute(0, 3, 1, 2)
-    _, right = bins(50.0 * truth, lightness, ab, coloured)
-    assert right["accuracy"] == 1
-    assert right["error"] < 5.1  # half a bin's width, in a and in b: up to 7.07
-    _, wrong = bins(-50.0 * truth, lightness, ab, coloured)
-    assert wrong["accuracy"] == 0
-    # The rebalanced answer of one who knows the prior and nothing else.
-    prior, weights = bins.rebalancing()
-    answer = (prior * weights).log()[None, :, None, None].expand(3, -1, 6, 4)
-    _, constant = bins.eval()(answer, lightness, ab, coloured)
-    assert float(constant["accuracy"]) == pytest.approx(float(constant["constant_accuracy"]))
-    assert 0 < constant["constant_accuracy"] < 0.7
-    colour = (prior @ bins.centres)[None, :, None, None].expand(3, -1, 3, 2)
-    expected = errors(colour, ab[:, :, ::2, ::2], coloured)
-    assert float(constant["error"]) == pytest.approx(float(expected["error"]), rel=1e-4)
-    assert float(constant["constant_error"]) == pytest.approx(float(expected["constant_error"]))
-
-
-# Regression
-
-
-@pytest.mark.parametrize("distance", ["l2", "l1"])
-def test_regression_is_its_formula(distance: Any) -> None:
-    output, lightness, ab, coloured = random_case(2)
-    output[0] = ab[0] / 110 + 0.004 * output[0].clamp(-1, 1)  # within one Lab unit
-    losses, signals = Regression(distance)(output, lightness, ab, coloured)
-    loss = 0.0
-    for i in (0, 2):
-        for difference in (output[i] - ab[i] / 110).flatten().tolist():
-            size = abs(difference)
-            if distance == "l2":
-                loss += size**2
-            else:
-                loss += 0.5 * 110 * size**2 if size < 1 / 110 else size - 0.5 / 110
-    assert losses[distance].item() == pytest.approx(loss / output.numel(), rel=1e-4)
-    assert signals["error"] > signals["constant_error"]
-
-
-# pix2pix
-
-
-def receptive_field(discriminator: Discriminator, side: int) -> int:
-    """Pixels along a side that one logit in the middle depends on."""
-    picture = torch.zeros(1, 3, side, side, requires_grad=True)
-    layers = [m for m in discriminator.layers if not isinstance(m, nn.InstanceNorm2d)]
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.constant_(layer.weight, 1.0)
-            nn.init.zeros_(layer.get_parameter("bias"))
-    logits = nn.Sequential(*layers)(picture)
-    middle = logits.shape[2] // 2
-    logits[0, 0, middle, middle].backward()
-    assert picture.grad is not None
-    return int((picture.grad[0, 0] != 0).any(0).sum())
-
-
-@pytest.mark.parametrize(
-    ("side", "halvings", "field"),
-    [(256, 3, 70), (192, 3, 70), (128, 2, 34), (112, 2, 34), (64, 1, 16), (32, 1, 16)],
-)
-def test_the_discriminators_field_of_view_is_isolas_share_of_the_side(
-    side: int, halvings: int, field: int
-) -> None:
-    assert halvings_for(side) == halvings
-    assert receptive_field(Discriminator(side, 4), 160) == field
-
-
-def test_the_widest_discriminator_has_isolas_layers() -> None:
-    convolutions = [m for m in Discriminator(256).layers if isinstance(m, nn.Conv2d)]
-    assert [m.out_channels for m in convolutions] == [64, 128, 256, 512, 1]
-    assert [m.stride[0] for m in convolutions] == [2, 2, 2, 1, 1]
-    assert {m.kernel_size for m in convolutions} == {(4, 4)}
-
-
-def gan_case() -> tuple[Gan, Tensor, Tensor, Tensor, Tensor]:
-    torch.manual_seed(0)
-    gan = Gan(24, l1_weight=100.0, width=4)
-    generator = torch.Generator().manual_seed(0)
-    lab = rgb_to_lab(torch.rand(3, 3, 24, 24, generator=generator))
-    output = torch.randn(3, 2, 24, 24, generator=generator).requires_grad_()
-    return gan, output, lab[:, :1], lab[:, 1:], torch.tensor([1.0, 0.0, 1.0])
-
-
-def test_the_gans_losses_are_isolas() -> None:
-    gan, output, lightness, ab, coloured = gan_case()
-    losses, signals = gan(output, lightness, ab, coloured)
-    l1, adversarial, real_loss, fake_loss = [], [], [], []
-    for i in (0, 2):
-        fake = output[i].tanh()
-        l1.append((fake - ab[i] / 110).abs().mean().item())
-        grey = lightness[i] / 50 - 1
-        of_fake = gan.discriminator(torch.cat([grey, fake])[None]).sigmoid()
-        of_real = gan.discriminator(torch.cat([grey, ab[i] / 110])[None]).sigmoid()
-        adversarial.append(-of_fake.log().mean().item())
-        real_loss.append(-of_real.log().mean().item())
-        fake_loss.append(-(1 - of_fake).log().mean().item())
-    assert losses["l1"].item() == pytest.approx(100 * sum(l1) / 3, rel=1e-4)
-    assert losses["adversarial"].item() == pytest.approx(sum(adversarial) / 3, rel=1e-4)
-    expected = 0.5 * (sum(real_loss) + sum(fake_loss)) / 3
-    assert losses["discriminator"].item() == pytest.approx(expected, rel=1e-4)
-    assert 0 <= signals["real_accuracy"] <= 1
-    assert 0 <= signals["fake_accuracy"] <= 1
-
-
-def test_each_side_of_the_gan_learns_from_its_own_loss_alone() -> None:
-    def gradients(*names: str) -> tuple[Tensor | None, Tensor | None]:
-        gan, output, lightness, ab, coloured = gan_case()
-        losses, _ = gan(output, lightness, ab, coloured)
-        torch.stack([losses[name] for name in names]).sum().backward()
-        first = gan.discriminator.layers[0].weight
-        return output.grad, first.grad  # type: ignore[return-value]
-
-    painter, critic = gradients("adversarial")
-    assert painter is not None
-    assert painter.abs().sum() > 0
-    assert critic is None
-    painter, critic = gradients("discriminator")
-    assert painter is None
-    together = gradients("l1", "adversarial", "discriminator")
-    assert torch.equal(together[1], critic)  # type: ignore[arg-type]
-
-
-def test_the_gans_rate_and_momentum_are_isolas_and_the_others_are_the_defaults() -> None:
-    gan = Colorize(objective="gan")
-    assert (gan.rate, gan.beta1, gan.l1_weight) == (0.5, 0.5, 100)
-    assert {(c.rate, c.beta1) for c in (Colorize(), Colorize(objective="regression"))} == {(1, 0.9)}
-
-
-# All of them
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -446,3 +196,29 @@ def test_a_run_paints_samples_as_it_goes(write_pairs: Any, tmp_path: Path) -> No
         batch_size=4,
     )
     assert (out / "samples" / "step_000002.png").exists()
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1"])
+def test_regression_is_its_formula(distance: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(3, 2, 6, 4, generator=generator)
+    ab = rgb_to_lab(torch.rand(3, 3, 6, 4, generator=generator))[:, 1:]
+    coloured = torch.tensor([1.0, 0.0, 1.0])
+    output[0] = ab[0] / 110 + 0.004 * output[0].clamp(-1, 1)  # within one Lab unit
+    losses, signals = Regression(distance)(output, ab[:, :1], ab, coloured)
+    loss = 0.0
+    for i in (0, 2):
+        for difference in (output[i] - ab[i] / 110).flatten().tolist():
+            size = abs(difference)
+            if distance == "l2":
+                loss += size**2
+            else:
+                loss += 0.5 * 110 * size**2 if size < 1 / 110 else size - 0.5 / 110
+    assert losses[distance].item() == pytest.approx(loss / output.numel(), rel=1e-4)
+    assert signals["error"] > signals["constant_error"]
+
+
+def test_the_gans_rate_and_momentum_are_isolas_and_the_others_are_the_defaults() -> None:
+    gan = Colorize(objective="gan")
+    assert (gan.rate, gan.beta1, gan.l1_weight) == (0.5, 0.5, 100)
+    assert {(c.rate, c.beta1) for c in (Colorize(), Colorize(objective="regression"))} == {(1, 0.9)}
