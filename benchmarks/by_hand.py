@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -81,10 +82,13 @@ def by_hand(images: torch.Tensor, masks: torch.Tensor, weights: str, seed: int) 
         cycle.step()
         if (step + 1) % 60 == 0:
             print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
-    return model.eval()
+    trained: torch.nn.Module = model.eval()
+    return trained
 
 
-def one_repeat(study: Path, pairs: PairSet, cell: dict, weights: str, seed: int) -> dict:
+def one_repeat(
+    study: Path, pairs: PairSet, cell: dict[str, Any], weights: str, seed: int
+) -> dict[str, Any]:
     """Train by hand on a cell's training pairs and score on the study's test pairs."""
     labels = check_pairs(pairs).labels
     by_name = {pair.name: pair for pair in pairs.items}
@@ -121,7 +125,7 @@ def one_repeat(study: Path, pairs: PairSet, cell: dict, weights: str, seed: int)
     }
 
 
-def compare(out: Path) -> dict:
+def compare(out: Path) -> dict[str, Any]:
     """The paired difference in IoU (fewmask less by hand), 95 % t interval over repeats."""
     runs = [json.loads(p.read_text()) for p in sorted(out.glob("repeat-*.json"))]
     ours = np.array([run["fewmask"]["iou"] for run in runs])

@@ -92,13 +92,17 @@ class SimCLRTask(PretextModule):
         """[B,3,H,W] of values 0 to 1 -> [B,projection], not normalised."""
         features = pooled(self.encoder, normalise(images))
         projected: Tensor = self.head(features)
-        self.signals = {"spread": spread(features), "positives_first": agreement(projected)}
+        self.signals = {
+            "accuracy": agreement(projected),
+            "chance": projected.new_tensor(1 / (len(projected) - 1)),
+            "spread": spread(features),
+        }
         return projected
 
 
 @torch.no_grad()
 def agreement(projected: Tensor) -> Tensor:
-    """Share of views whose nearest neighbour is their own other view; chance is 1 / (2N - 1).
+    """Share of views whose nearest neighbour is their own other view.
 
     `projected` [2N,D] holds the first views and then the second ones.
     """
