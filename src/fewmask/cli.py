@@ -239,6 +239,9 @@ def run_evaluate(settings: Any) -> int:
     print(f"{result.n} pairs, {result.n_seen_in_training} of them seen in training")
     for name, value in result.dataset.items():
         print(f"{name:<22}{number(value)}")
+    if len(result.per_class) > 2:
+        for name, own in result.per_class.items():
+            print(f"iou of {name:<15}{number(own['iou'])}")
     print(f"scores: {result.out / 'metrics.json'}")
     return 0
 

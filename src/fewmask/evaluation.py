@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from fewmask.inference import (
     LEGEND,
     Model,
     Pixels,
+    decoded_logits,
     load_run,
-    logits_of,
     own_folder,
     save_legend,
     save_picture,
@@ -51,23 +51,17 @@ def score_pairs(
     device: torch.device,
     keep: Keep | None = None,
     report: Report = silent,
+    workers: int | None = None,
 ) -> list[ImageScores]:
     """The scores of every pair, in order. `labels` says how the masks' values are read."""
     segmenter.eval()
-    images: list[Pixels] = []
-
-    def decoded() -> Iterator[Pixels]:
-        for pair in pairs:
-            images.append(pair.image.pixels())
-            yield images[-1]
-
     found = []
-    stream = logits_of(segmenter, geometry, decoded(), device)
-    for i, (pair, logits) in enumerate(zip(pairs, stream, strict=True)):
+    items = [pair.image for pair in pairs]
+    stream = decoded_logits(segmenter, geometry, items, device, workers)
+    for i, (pair, (pixels, logits)) in enumerate(zip(pairs, stream, strict=True)):
         values = pair.mask.values()
         image_scores, mask = score_one(pair.name, logits, values, labels)
         found.append(image_scores)
-        pixels = images.pop(0)
         if keep:
             keep(pair, pixels, np.asarray(labels.lut, np.uint8)[values], mask)
         report(i + 1, len(pairs))
@@ -133,7 +127,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
     own = model.segmenter.labels
     with progress("checking pairs") as report:
-        checked = check_pairs(pairs, _reading(settings, pairs, model), progress=report)
+        checked = check_pairs(
+            pairs, _reading(settings, pairs, model), progress=report, workers=settings.workers
+        )
     checked.raise_faults()
     for warning in checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -156,7 +152,14 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
     with progress("scoring") as report:
         found = score_pairs(
-            model.segmenter, model.geometry, pairs.items, checked.labels, device, keep, report
+            model.segmenter,
+            model.geometry,
+            pairs.items,
+            checked.labels,
+            device,
+            keep,
+            report,
+            settings.workers,
         )
     trained = _trained_on(model.run)
     seen = [picture in trained for picture in checked.hashes]

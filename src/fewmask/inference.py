@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn import functional
 from fewmask.augment import to_unit
 from fewmask.checkpoint import read_weights
 from fewmask.data import classes
+from fewmask.data.cache import in_order
 from fewmask.data.images import Undecodable, resize_image
 from fewmask.data.sources import ImageItem, open_file, open_images
 from fewmask.files import write_bytes_atomic
@@ -116,7 +118,7 @@ def predict(settings: PredictSettings) -> PredictResult:
     overlays: list[Path] = []
     with progress("predicting") as report:
         stems, items = zip(*found, strict=True)
-        for stem, pixels, mask in masks_of(model, stems, items, device):
+        for stem, pixels, mask in masks_of(model, stems, items, device, settings.workers):
             masks.append(out / "masks" / f"{stem}.png")
             overlays.append(out / "overlays" / f"{stem}.png")
             save_mask(masks[-1], mask)
@@ -140,20 +142,36 @@ def own_folder(out: Path, names: set[str]) -> None:
         )
 
 
-def masks_of(
-    model: Model, stems: Sequence[str], items: Sequence[ImageItem], device: torch.device
-) -> Iterator[tuple[str, Pixels, Pixels]]:
-    """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
+def decoded_logits(
+    segmenter: Segmenter,
+    geometry: Geometry,
+    items: Iterable[ImageItem],
+    device: torch.device,
+    workers: int | None = None,
+) -> Iterator[tuple[Pixels, Tensor]]:
+    """(image [H,W,3], its logits [C,H,W]) of each item, in order; `workers` threads decode."""
     held: deque[Pixels] = deque()
 
     def decoded() -> Iterator[Pixels]:
-        for item in items:
-            held.append(item.pixels())
-            yield held[-1]
+        for pixels in in_order(methodcaller("pixels"), items, workers, ahead=BATCH):
+            held.append(pixels)
+            yield pixels
 
-    logits = logits_of(model.segmenter, model.geometry, decoded(), device)
-    for stem, own in zip(stems, logits, strict=True):
-        yield stem, held.popleft(), predicted(own).numpy()
+    for logits in logits_of(segmenter, geometry, decoded(), device):
+        yield held.popleft(), logits
+
+
+def masks_of(
+    model: Model,
+    stems: Sequence[str],
+    items: Sequence[ImageItem],
+    device: torch.device,
+    workers: int | None = None,
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
+    stream = decoded_logits(model.segmenter, model.geometry, items, device, workers)
+    for stem, (pixels, logits) in zip(stems, stream, strict=True):
+        yield stem, pixels, predicted(logits).numpy()
 
 
 def named_images(paths: Sequence[str]) -> list[tuple[str, ImageItem]]:

@@ -116,19 +116,31 @@ def numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine(Settings):
-    """Where and how a command computes; changes speed, not what is computed."""
+class Reading(Settings):
+    """How data is read; changes speed, not what is computed."""
+
+    workers: int | None = None
+    """How many threads decode images (default: one a core, up to 8)."""
+    download: bool = False
+    """Download a known data set (oxford-iiit-pet:, cifar10:, cats-vs-dogs:) that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Reading):
+    """Where a command computes."""
 
     device: str = "auto"
     """cpu, cuda, mps or auto (the fastest that is there)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMachine(Machine):
+    """Where and how a command trains."""
+
     devices: int = 1
     """How many processes (one a GPU; gloo on CPU) share the work of a training run."""
-    workers: int | None = None
-    """How many threads decode images while the cache is built (default: one a core, up to 8)."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
-    download: bool = False
-    """Download a known data set (oxford-iiit-pet:, cifar10:, cats-vs-dogs:) that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +159,7 @@ class MaskFlags(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(Machine):
+class PretrainSettings(TrainingMachine):
     """Pre-train an encoder on unlabelled images."""
 
     images: str
@@ -230,7 +242,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(MaskFlags, Machine):
+class FinetuneSettings(MaskFlags, TrainingMachine):
     """Fine-tune a segmentation model on all pairs given (90:10 training and validation)."""
 
     pairs: str
@@ -328,7 +340,7 @@ class EvaluateSettings(MaskFlags, Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSettings(Machine):
+class ProbeSettings(TrainingMachine):
     """How far an encoder's frozen features tell labelled classes apart, beside a random one's."""
 
     run: str
@@ -411,19 +423,17 @@ class ExportSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSettings(MaskFlags):
+class CheckSettings(MaskFlags, Reading):
     """Every fault and warning of the data at once."""
 
     pairs: str | None = None
     """Images and masks: a folder with images/ and masks/, or oxford-iiit-pet:PATH."""
     images: tuple[str, ...] = ()
     """Unlabelled images: a folder, or KIND:PATH; may be given several times."""
-    download: bool = False
-    """Download a known data set that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings(Settings):
+class StudySettings(Machine):
     """Compare starting points x label budgets x repeats on one held-out test set."""
 
     plan: str
@@ -470,12 +480,8 @@ class StudySettings(Settings):
     """In place of the plan's repeats, for every budget."""
     seed: int | None = None
     """In place of the plan's seed."""
-    device: str = "auto"
-    """cpu, cuda, mps or auto (the fastest that is there)."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
-    download: bool = False
-    """Download a known data set that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,5 +503,5 @@ class DemoSettings(Settings):
 
 
 WATCHING = {"probe_pairs", "probe_mask_values", "probe_ignore"}
-NOT_WHAT_IS_COMPUTED = {f.name for f in fields(Machine)} | {"out"} | WATCHING
+NOT_WHAT_IS_COMPUTED = {f.name for f in fields(TrainingMachine)} | {"out"} | WATCHING
 """Settings that a run may be finished with though it was begun with others."""

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fewmask.data import cache as caching
-from fewmask.data.cache import cache_root, cached_images, cached_pairs
+from fewmask.data.cache import cache_root, cached_images, cached_pairs, in_order
 from fewmask.data.check import check_pairs
 from fewmask.data.images import resize_image, resize_mask
 from fewmask.data.sources import ImageFile, PairSet, open_images, open_pairs
@@ -301,3 +301,18 @@ def test_checked_pairs_and_their_cache_have_the_same_rows(write_pairs: Pairs) ->
     report = check_pairs(pairs)
     cache = cached_pairs(pairs, report.labels, 16, "square")
     assert len(report.hashes) == len(cache.names) == len(pairs.items) == report.n
+
+
+def test_results_come_in_order_and_few_are_worked_ahead() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return -item
+
+    found = in_order(work, range(100), workers=3, ahead=5)
+    assert [next(found), next(found)] == [0, -1]
+    assert max(begun) < 2 + 5
+    found.close()
+    assert len(begun) < 2 + 5
+    assert list(in_order(work, range(20), workers=3, ahead=5)) == [-n for n in range(20)]

@@ -7,12 +7,12 @@ import fcntl
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -255,13 +255,24 @@ def _write_rows(job: _Job, folder: Path, progress: Report | None) -> dict[str, o
 
 
 def in_order(
-    work: Callable[[Item], Found], items: Iterable[Item], workers: int | None = None
+    work: Callable[[Item], Found],
+    items: Iterable[Item],
+    workers: int | None = None,
+    ahead: int = 256,
 ) -> Iterator[Found]:
-    """Results of `work` in the order of the items, several at once, at most 256 waiting."""
+    """Results of `work` in the order of the items, several at once, at most `ahead` waiting."""
+    waiting: deque[Future[Found]] = deque()
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        rest = iter(items)
-        while chunk := list(islice(rest, 256)):
-            yield from pool.map(work, chunk)
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # whoever takes no more need not wait for what nobody looks at
+            for found in waiting:
+                found.cancel()
 
 
 def _opened(job: _Job) -> ImageCache | None:

@@ -55,14 +55,18 @@ class PairReport:
 
 
 def check_pairs(
-    pairs: PairSet, labels: Labels | None = None, *, progress: Report | None = None
+    pairs: PairSet,
+    labels: Labels | None = None,
+    *,
+    progress: Report | None = None,
+    workers: int | None = None,
 ) -> PairReport:
     """Decode every pair whole and report on all. `labels`: those of a run that has to fit.
 
     What was seen is remembered in the cache folder, by name, size and time of every file: looking
     again costs a listing.
     """
-    seen = look_at(pairs, progress)
+    seen = look_at(pairs, progress, workers)
     faults = [*pairs.faults, *(fault for one in seen for fault in one.faults)]
     warnings = [warning for one in seen for warning in one.warnings]
     whole = [(pair, one) for pair, one in zip(pairs.items, seen, strict=True) if one.values]
@@ -162,13 +166,13 @@ def _absent(pairs: PairSet, labels: Labels, counts: Sequence[Sequence[int]]) -> 
 
 
 def check_images(
-    images: ImageSet, *, progress: Report | None = None
+    images: ImageSet, *, progress: Report | None = None, workers: int | None = None
 ) -> tuple[list[str], list[str]]:
     """(faults, warnings) of a pool: files that cannot be decoded, exact copies, odd endings."""
     faults: list[str] = []
     warnings: list[str] = []
     first: dict[str, str] = {}
-    for i, (fault, name, odd) in enumerate(in_order(_look_at_image, images.items)):
+    for i, (fault, name, odd) in enumerate(in_order(_look_at_image, images.items, workers)):
         item = images.items[i]
         if fault:
             faults.append(fault)
@@ -216,7 +220,7 @@ def _check_pairs(src: str, settings: CheckSettings) -> CheckResult:
     options = MaskOptions(settings.border, settings.classes, settings.ignore, settings.mask_values)
     pairs = open_pairs(src, options, download=settings.download)
     with shown(f"checking {src}") as report:
-        found = check_pairs(pairs, progress=report)
+        found = check_pairs(pairs, progress=report, workers=settings.workers)
     pixels = max(1, sum(found.class_pixels))
     shares = ", ".join(
         f"{name} {100 * n / pixels:.1f} %"
@@ -228,6 +232,6 @@ def _check_pairs(src: str, settings: CheckSettings) -> CheckResult:
 def _check_pool(src: str, settings: CheckSettings) -> CheckResult:
     images = open_images(src, download=settings.download)
     with shown(f"checking {src}") as report:
-        faults, warnings = check_images(images, progress=report)
+        faults, warnings = check_images(images, progress=report, workers=settings.workers)
     note = f"{src}: {len(images.items)} images, {images.other_files} other files"
     return CheckResult(tuple(faults), tuple(warnings), (note,))

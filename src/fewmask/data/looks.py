@@ -37,7 +37,9 @@ class Seen:
     """(value in the mask file, number of pixels)."""
 
 
-def look_at(pairs: PairSet, progress: Report | None = None) -> list[Seen]:
+def look_at(
+    pairs: PairSet, progress: Report | None = None, workers: int | None = None
+) -> list[Seen]:
     """Every pair decoded; remembered in the cache folder while the files stay as they are."""
     items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
     more = (pairs.table.text,) if pairs.table else ()
@@ -46,7 +48,7 @@ def look_at(pairs: PairSet, progress: Report | None = None) -> list[Seen]:
     if remembered is not None:
         return remembered
     seen = []
-    for one in in_order(_look, pairs.items):
+    for one in in_order(_look, pairs.items, workers):
         seen.append(one)
         if progress:
             progress(len(seen), len(pairs.items))

@@ -16,10 +16,10 @@ from fewmask.pretext import PRETEXTS
 from fewmask.settings import (
     RECIPES,
     FinetuneSettings,
-    Machine,
     MaskFlags,
     PretrainSettings,
     StudySettings,
+    TrainingMachine,
 )
 from fewmask.types import UserError
 
@@ -199,7 +199,7 @@ def _decoder(where: str, table: dict[str, Any]) -> type[Decoder]:
 
 
 def _arm_keys() -> tuple[str, ...]:
-    machine = {field.name for field in fields(Machine)}
+    machine = {field.name for field in fields(TrainingMachine)}
     own = [f.name for f, _, _ in options(PretrainSettings) if f.name not in machine | {"out"}]
     return (*own, *(f.name for kind in PRETEXTS.values() for f, _, _ in options(kind)))
 
@@ -223,6 +223,7 @@ def _finetune(where: str, table: dict[str, Any], settings: StudySettings) -> Fin
     values = {k: _value(v, kinds[k], f"{where}: {k}") for k, v in said.items()}
     values["decoder"] = construct(decoder, values)
     values |= {"device": settings.device, "precision": settings.precision, "out": ""}
+    values["workers"] = settings.workers
     made: FinetuneSettings = construct(FinetuneSettings, values)
     try_out(made.decoder, made.encoder)
     return made.resolved()
@@ -357,6 +358,7 @@ def _pretrain(where: str, entry: dict[str, Any], finetune: FinetuneSettings) -> 
         "out": "",
         "device": finetune.device,
         "precision": finetune.precision,
+        "workers": finetune.workers,
     }
     made: PretrainSettings = construct(PretrainSettings, values)
     if made.encoder != finetune.encoder:

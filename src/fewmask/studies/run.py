@@ -23,7 +23,7 @@ from fewmask.progress import progress
 from fewmask.reporting.page import write_report
 from fewmask.runs import config_of, key_of, write_result
 from fewmask.segmentation import Geometry
-from fewmask.settings import FinetuneSettings, Machine, PretrainSettings, StudySettings
+from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
 from fewmask.studies.grid import Arm, Cell, Plan, load_plan
 from fewmask.studies.record import PATHS, Study, write_facts, write_results
 from fewmask.types import StudyResult
@@ -61,9 +61,7 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     finetune = plan.finetune
     fabric = make_fabric(settings.device, 1, settings.precision)
     geometry = Geometry(finetune.size, finetune.resize)
-    prepared = workflows.prepare(
-        plan.pairs, plan.mask_options, geometry, Machine(download=settings.download)
-    )
+    prepared = workflows.prepare(plan.pairs, plan.mask_options, geometry, settings)
     for warning in prepared.checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     split = _split(plan, out, prepared)
@@ -129,6 +127,7 @@ def _run_cell(study: Study, cell: Cell) -> None:
             study.fabric.device,
             keep,
             report,
+            settings.workers,
         )
     dataset, per_image, per_class = aggregate(found, labels.names)
     write_text_atomic(folder / "per_image.csv", per_image_csv(found, labels.names))

@@ -35,11 +35,11 @@ from fewmask.segmentation import (
     describe,
     predicted,
 )
-from fewmask.settings import FinetuneSettings, Machine, MaskFlags
+from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer, UserError
 from fewmask.workflows.classes import class_weights, unseen
-from fewmask.workflows.launching import launch, say
+from fewmask.workflows.launching import launch, say, say_batch
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -63,13 +63,13 @@ def mask_options(flags: MaskFlags) -> MaskOptions:
 
 
 def prepare(
-    src: str, options: MaskOptions, geometry: Geometry, machine: Machine | None = None
+    src: str, options: MaskOptions, geometry: Geometry, reading: Reading | None = None
 ) -> Prepared:
     """Open, check whole and cache the pairs. Raises UserError with all faults at once."""
-    machine = machine or Machine()
-    pairs = open_pairs(src, options, download=machine.download)
+    reading = reading or Reading()
+    pairs = open_pairs(src, options, download=reading.download)
     with progress("checking pairs") as report:
-        checked = check_pairs(pairs, progress=report)
+        checked = check_pairs(pairs, progress=report, workers=reading.workers)
     checked.raise_faults()
     with progress("reading pairs") as report:
         cache = cached_pairs(
@@ -78,7 +78,7 @@ def prepare(
             geometry.size,
             geometry.resize,
             progress=report,
-            workers=machine.workers,
+            workers=reading.workers,
         )
     return Prepared(pairs, checked, cache)
 
@@ -192,6 +192,7 @@ def train(
         fabric.global_rank,
         fabric.world_size,
     )
+    say_batch(fabric, stream, "training pairs")
     steps = settings.steps or (settings.epochs or 1) * stream.steps_per_epoch
     every = stream.steps_per_epoch if settings.epochs else max(1, steps // CHECKS)
     loss = str(settings.loss)

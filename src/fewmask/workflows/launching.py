@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.files import REFUSALS, refused
 from fewmask.runs import read_result
@@ -25,6 +26,17 @@ def say(fabric: Fabric, text: str) -> None:
     """A line on standard error, from the first process alone."""
     if fabric.is_global_zero:
         print(text, file=sys.stderr, flush=True)
+
+
+def say_batch(fabric: Fabric, stream: Stream, what: str) -> None:
+    """Where batches are not of the size that was asked for: their size, and why."""
+    n, asked = len(stream.rows), stream.batch_size
+    if n < asked:
+        why = f"is more than the {n} {what} there are"
+    else:
+        why = f"cannot be shared by {stream.world} devices evenly"
+    if stream.size != asked:
+        say(fabric, f"warning: --batch-size {asked} {why}; batches hold {stream.size}")
 
 
 def launch(

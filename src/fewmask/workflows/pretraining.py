@@ -25,7 +25,7 @@ from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, w
 from fewmask.settings import PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
-from fewmask.workflows.launching import launch, say
+from fewmask.workflows.launching import launch, say, say_batch
 from fewmask.workflows.watching import TIMES, Watch, probe_pairs
 
 if TYPE_CHECKING:
@@ -162,16 +162,9 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
 def _pool_stream(
     images: ImageSet, cache: ImageCache, settings: PretrainSettings, fabric: Fabric
 ) -> Stream:
-    n = len(cache.names)
-    if n < settings.batch_size:
-        say(
-            fabric,
-            f"warning: --batch-size {settings.batch_size} is more than the {n} images "
-            f"there are; {n} are used",
-        )
-    return Stream(
+    stream = Stream(
         cache,
-        range(n),
+        range(len(cache.names)),
         settings.batch_size,
         settings.seed,
         fabric.global_rank,
@@ -179,6 +172,8 @@ def _pool_stream(
         drop_last=True,
         labels=pool_labels(images, cache),
     )
+    say_batch(fabric, stream, "images")
+    return stream
 
 
 def default_lr(optimizer: str, batch_size: int) -> float:

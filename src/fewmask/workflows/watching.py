@@ -66,7 +66,7 @@ def probe_pairs(settings: PretrainSettings) -> ProbePairs | None:
     try:
         pairs = open_pairs(src, options, download=settings.download)
         with progress("checking the probe's pairs") as report:
-            checked = check_pairs(pairs, progress=report)
+            checked = check_pairs(pairs, progress=report, workers=settings.workers)
         checked.raise_faults()
     except UserError as mistake:  # the flags that mend it have other names here
         faults = [fault.replace("--mask-values", "--probe-mask-values") for fault in mistake.faults]
