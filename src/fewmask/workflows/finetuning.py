@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from fewmask import decoders
-from fewmask.augment import PairAugment, to_unit
+from fewmask.augment import PairAugment
 from fewmask.checkpoint import load_decoder, load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache, cached_pairs
@@ -23,23 +22,16 @@ from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
 from fewmask.devices import make_fabric
 from fewmask.files import write_text_atomic
-from fewmask.losses import segmentation_losses
-from fewmask.metrics import confusion, scores
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
 from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
-from fewmask.segmentation import (
-    Geometry,
-    SegmentationTask,
-    Segmenter,
-    describe,
-    predicted,
-)
+from fewmask.segmentation import Geometry, SegmentationTask, Segmenter, describe
 from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer, UserError
 from fewmask.workflows.classes import class_weights, unseen
 from fewmask.workflows.launching import launch, say, say_batch
+from fewmask.workflows.validation import Validation
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -244,38 +236,6 @@ def train(
         transfer=transfer,
     )
     return segmenter, result, fitted
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Loss and IoU over the validation pairs, at the network's size."""
-
-    segmenter: Segmenter
-    cache: ImageCache
-    rows: Sequence[int]
-    loss: str
-    device: torch.device
-    class_weights: torch.Tensor | None = None
-
-    def __call__(self, _: int = 0) -> dict[str, float | None]:
-        if self.cache.masks is None:
-            raise ValueError("validation needs masks")
-        was = self.segmenter.training
-        self.segmenter.eval()
-        losses: list[float] = []
-        k = self.segmenter.labels.n_classes
-        counts = np.zeros((k, k), np.int64)
-        with torch.inference_mode():
-            for row in self.rows:
-                image = torch.from_numpy(self.cache.images[row].copy()).permute(2, 0, 1)[None]
-                truth = np.array(self.cache.masks[row])
-                logits = self.segmenter(to_unit(image.to(self.device))).cpu()
-                target = torch.from_numpy(truth)[None]
-                parts = segmentation_losses(self.loss, logits, target, self.class_weights)
-                losses.append(float(sum(parts.values())))
-                counts += confusion(truth, predicted(logits)[0].numpy(), k)
-        self.segmenter.train(was)
-        return {"loss": float(np.mean(losses)), "iou": scores(counts)["iou"]}
 
 
 def save_run(
