@@ -29,22 +29,29 @@ def read_scored(score: float, cell: Path | None) -> ScoredRun:
     if cell is None:
         return ScoredRun(score)
     try:
-        with (cell / "per_image.csv").open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        values = influences(*_counts(rows))
+        names, inside, union = read_counts(cell)
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return ScoredRun(score)
+    values = influences(inside, union)
     if not abs(float(values.mean()) - score) < CLOSE:
         return ScoredRun(score)
-    return ScoredRun(score, tuple(row["name"] for row in rows), values)
+    return ScoredRun(score, names, values)
 
 
-def _counts(rows: list[dict[str, str]]) -> tuple[Values, Values]:
-    """Intersections and unions [n,K]; of two classes those of the foreground alone, as the IoU."""
+def read_counts(cell: Path) -> tuple[tuple[str, ...], Values, Values]:
+    """(names, intersections [n,K], unions [n,K]) of a cell's test images, in pixels.
+
+    Of two classes those of the foreground alone, K = 1, as its IoU. Raises OSError, ValueError or
+    KeyError where per_image.csv is not there or not ours.
+    """
+    with (cell / "per_image.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows:
+        raise ValueError(f"{cell}: per_image.csv holds no image")
     columns = rows[0].keys()
     classes = [""] if "tp" in columns else [c[2:] for c in columns if c.startswith("tp_")]
     table = np.array(
         [[[float(row[f"{of}{name}"]) for name in classes] for row in rows]
          for of in ("tp", "fp", "fn")]
     )  # fmt: skip
-    return table[0], table.sum(axis=0)
+    return tuple(row["name"] for row in rows), table[0], table.sum(axis=0)
