@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fewmask.reporting.findings import findings
+from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import read_study
+from fewmask.reporting.judged import verdicts
 from fewmask.reporting.page import write_report
+from fewmask.reporting.theme import signed
 
 FIGURES = ["differences.png", "iou_vs_budget.png", "panels_arms.png", "panels_budgets.png"]
 VOID = {"meta", "img", "source", "br", "link", "input"}
@@ -95,8 +97,8 @@ def test_repeats_that_share_their_labels_are_named(page: Path) -> None:
 
 def test_imagenet_comes_first(page: Path) -> None:
     said = findings(read_study(page.parent))
-    assert said[0].startswith("Against ImageNet weights, own pre-training")
-    assert "9 comparisons" in said[0]  # 3 own arms x 3 budgets; scratch is no pre-training
+    assert said[0].startswith("Own pre-training against ImageNet weights")
+    assert "of 9: " in said[0]  # 3 own arms x 3 budgets; scratch is no pre-training
     assert said[1].startswith("Against the baseline, scratch")
 
 
@@ -136,13 +138,12 @@ def test_one_arm_one_repeat_no_panels(make_study: Callable[..., Path], tmp_path:
     assert 'id="differences"' not in text
 
 
-@pytest.mark.parametrize(("repeats", "words"), [(1, "1 repeat"), (2, "2 repeats")])
-def test_few_repeats_are_too_few_to_tell(
-    make_study: Callable[..., Path], tmp_path: Path, repeats: int, words: str
-) -> None:
-    study = make_study(tmp_path, ("scratch", "a"), (0.2, 0.5), repeats, panels=False)
-    said = findings(read_study(study))
-    assert said[-1] == f"{words}: too few to tell: these differences may be chance."
+def test_one_repeat_is_too_few_to_tell(make_study: Callable[..., Path], tmp_path: Path) -> None:
+    study = read_study(make_study(tmp_path, ("scratch", "a"), (0.2, 0.5), 1, panels=False))
+    assert findings(study)[-1] == "1 repeat: too few to tell: these differences may be chance."
+    rows = difference_rows(study, verdicts(study))
+    assert {row["To decide"] for row in rows} == {"at least 2 repeats"}
+    assert {row["Verdict"] for row in rows} == {"cannot tell"}
 
 
 def test_sentences_count_what_the_rows_hold(
@@ -160,7 +161,8 @@ def test_sentences_count_what_the_rows_hold(
     (out / "results.csv").write_text("\n".join([lines[0], *text]) + "\n")
     said = findings(read_study(out))
     assert said[0] == (
-        "Against the baseline, scratch, a scored higher in the mean in 1 of 2 comparisons: from "
-        "0.0 points (a at 50 %) to +5.0 points (a at 20 %) in IoU, 3 paired repeats each."
+        "Against the baseline, scratch: helped in 1 of 2: a at 20 % (+5.0 points, +2.5 to +7.5); "
+        f"these runs cannot tell in 1 of 2: a at 50 % (0.0 points, {signed(-0.025)} to +2.5)."
     )
-    assert "leaves out zero in 1 of 2 comparisons" in said[1]
+    assert "cover what other runs, on these test images would change" in said[1]
+    assert "less than 1 point of IoU" in said[1]

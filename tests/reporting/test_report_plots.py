@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fewmask.evidence.compare import paired_differences
 from fewmask.reporting import panels, plots
 from fewmask.reporting.folder import StudyFolder, read_study
+from fewmask.reporting.judged import verdicts
 from fewmask.reporting.theme import DARK, LIGHT, arm_style, signed
 
 
@@ -84,7 +84,7 @@ def test_no_word_is_cut_or_covered(
 ) -> None:
     study = read_study(make_study(tmp_path, **plan))
     check_words(plots.draw_curve(study, LIGHT))
-    differences = paired_differences([*study.done], study.baseline)
+    differences = verdicts(study)
     if differences:
         check_words(plots.draw_differences(study, differences, DARK))
     for panel in (panels.arms_panel(study), panels.budgets_panel(study)):
@@ -93,7 +93,7 @@ def test_no_word_is_cut_or_covered(
 
 
 def test_differences_are_drawn_in_points(study: StudyFolder) -> None:
-    found = paired_differences([*study.done], "scratch")
+    found = verdicts(study)
     axes = plots.draw_differences(study, found, LIGHT).axes[0]
     drawn = np.concatenate([np.asarray(line.get_xdata(), float) for line in axes.lines])
     for difference in found:

@@ -1,117 +1,131 @@
-"""What the numbers of a study say, in sentences that claim no more than the numbers carry."""
+"""What the verdicts of a study come to, in sentences that claim no more than they carry."""
 
 from __future__ import annotations
 
-from fewmask.evidence.compare import Difference, paired_differences
+from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import StudyFolder, budget_label
+from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.theme import signed
 
 IMAGENET = "imagenet"
+NAMED = 3
+"""Comparisons that a sentence names before it counts the rest."""
+PHRASES = {
+    "helped": "helped",
+    "hurt": "hurt",
+    "equivalent": "made no difference that matters",
+    "cannot tell": "these runs cannot tell",
+}
 
 
 def findings(study: StudyFolder) -> list[str]:
     """The sentences, most important first: own pre-training against ImageNet where it is an arm."""
-    rows = [*study.done]
-    against = paired_differences([*rows], study.baseline)
+    against = verdicts(study)
     said = []
     if IMAGENET in study.arms and study.baseline != IMAGENET:
-        own = [d for d in paired_differences([*rows], IMAGENET) if d.arm != study.baseline]
+        own = [v for v in verdicts(study, IMAGENET) if v.arm != study.baseline]
         if own:
-            said.append(compare_sentence(study, own, "own pre-training", "ImageNet weights"))
+            said.append(verdict_sentence(own, "Own pre-training against ImageNet weights"))
     if against:
-        arms = dict.fromkeys(difference.arm for difference in against)
-        who = next(iter(arms)) if len(arms) == 1 else "the other starting points"
-        said.append(compare_sentence(study, against, who, f"the baseline, {study.baseline}"))
+        said.append(verdict_sentence(against, f"Against the baseline, {study.baseline}"))
         said.append(trust_sentence(study, against))
-    elif rows:
+    elif study.done:
         said.append(f"No arm has a finished run that pairs with one of {study.baseline} yet.")
     return said
 
 
-def compare_sentence(study: StudyFolder, found: list[Difference], who: str, whom: str) -> str:
-    """The range of the mean differences, and where its ends are."""
-    low, high = min(found, key=lambda d: d.mean), max(found, key=lambda d: d.mean)
-    above = sum(difference.mean > 0 for difference in found)
-    below = sum(difference.mean < 0 for difference in found)
-    start = f"Against {whom}, {who}"
+def verdict_sentence(found: list[Verdict], subject: str) -> str:
+    """Each verdict that was reached, how often, and for whom; the clearest differences first."""
     if len(found) == 1:
-        return f"{start} changed the {study.iou_name} by {_place(low)}, {_repeats(found)}."
-    if above == len(found):
-        verdict = f"scored higher in the mean in all {above} comparisons"
-    elif below == len(found):
-        verdict = f"scored lower in the mean in all {below} comparisons"
-    else:
-        verdict = f"scored higher in the mean in {above} of {len(found)} comparisons"
-    return (
-        f"{start} {verdict}: from {_place(low)} to {_place(high)} in {study.iou_name}, "
-        f"{_repeats(found)}."
-    )
+        return f"{subject}: {PHRASES[found[0].word]}, {_place(found[0])}."
+    parts = []
+    for word, phrase in PHRASES.items():
+        own = sorted((v for v in found if v.word == word), key=lambda v: -abs(v.mean))
+        if own:
+            named = ", ".join(_place(v) for v in own[:NAMED])
+            more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+            parts.append(f"{phrase} in {len(own)} of {len(found)}: {named}{more}")
+    return f"{subject}: {'; '.join(parts)}."
 
 
-def trust_sentence(study: StudyFolder, found: list[Difference]) -> str:
-    """How far the differences can be trusted."""
-    tested = [difference for difference in found if difference.interval is not None]
-    if not tested:
-        most = max(len(difference.repeats) for difference in found)
-        return f"{too_few(most)}: these differences may be chance."
-    clear = sum(excludes_zero(difference) for difference in tested)
-    untested = len(found) - len(tested)
-    rest = f" ({untested} more have too few repeats)" if untested else ""
-    shared = [d for d in found if study.shares_labels(d.budget)]
-    budgets = ", ".join(dict.fromkeys(budget_label(d.budget) for d in shared))
-    alone = f" At {budgets} the repeats differ in the training seed alone." if shared else ""
-    return (
-        f"The 95 % interval over runs leaves out zero in {clear} of {len(tested)} comparisons"
-        f"{rest}; it is not corrected for their number and does not cover the choice of test "
-        f"images.{alone}"
+def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
+    """What the intervals and words cover, and what they don't."""
+    fixed = rules(study)
+    sure = [v for v in found if v.interval is not None]
+    if not sure:
+        return f"{too_few(max(len(v.repeats) for v in found))}: these differences may be chance."
+    covered = "other runs and other test images"
+    if any(v.images == 0 for v in sure):
+        covered = "other runs, on these test images"
+    said = (
+        f"The 95 % intervals cover what {covered} would change. Words are corrected for the number "
+        f"of arms at a budget; no difference that matters means less than "
+        f"{100 * fixed.margin:g} point{'' if fixed.margin == 0.01 else 's'} of {study.iou_name}."
     )
+    alone = [v for v in found if v.interval is None]
+    if alone:
+        said += f" {len(alone)} of {len(found)} have a single pair, which tells nothing."
+    if fixed.sequential:
+        said += (
+            f" Repeats were added until decided, from {fixed.first} up to {fixed.most}; intervals "
+            "and words hold under that looking."
+        )
+    shared = [v for v in found if study.shares_labels(v.budget)]
+    if shared:
+        budgets = ", ".join(dict.fromkeys(budget_label(v.budget) for v in shared))
+        said += f" At {budgets} the repeats differ in the training seed alone."
+    return said
 
 
 def too_few(repeats: int) -> str:
     """What is said in place of an interval.
 
-    >>> too_few(1), too_few(2)
-    ('1 repeat: too few to tell', '2 repeats: too few to tell')
+    >>> too_few(1)
+    '1 repeat: too few to tell'
     """
     return f"{repeats} repeat{'' if repeats == 1 else 's'}: too few to tell"
 
 
-def excludes_zero(difference: Difference) -> bool:
-    """Whether there is an interval, and it lies on one side of zero."""
-    return difference.interval is not None and not (
-        difference.interval[0] <= 0 <= difference.interval[1]
-    )
-
-
-def difference_rows(study: StudyFolder, found: list[Difference]) -> list[dict[str, str]]:
-    """Arm, Budget, Pairs, Mean, 95 % interval, Repeats; differences in IoU points."""
-    place = {arm: number for number, arm in enumerate(study.arms)}
-    ordered = sorted(found, key=lambda d: (place[d.arm], study.masks(d.budget)))
+def difference_rows(study: StudyFolder, found: list[Verdict]) -> list[dict[str, str]]:
+    """Arm, Budget, differences, Mean, interval, Verdict, p, To decide; in IoU points."""
     return [
         {
-            "Arm": difference.arm,
-            "Budget": budget_label(difference.budget)
-            + (" *" if study.shares_labels(difference.budget) else ""),
-            "Differences, pair by pair": ", ".join(signed(d) for d in difference.differences),
-            "Mean": signed(difference.mean),
-            "95 % interval": too_few(len(difference.repeats))
-            if difference.interval is None
-            else f"{signed(difference.interval[0])} to {signed(difference.interval[1])}",
-            "Repeats": str(len(difference.repeats)),
+            "Arm": verdict.arm,
+            "Budget": budget_label(verdict.budget)
+            + (" *" if study.shares_labels(verdict.budget) else ""),
+            "Differences, pair by pair": ", ".join(signed(d) for d in verdict.differences),
+            "Mean": signed(verdict.mean),
+            "95 % interval": _interval(verdict) or too_few(len(verdict.repeats)),
+            "Verdict": verdict.word,
+            "p": _p(verdict.p) if verdict.interval else "",
+            "To decide": _to_decide(verdict),
         }
-        for difference in ordered
+        for verdict in found
     ]
 
 
-def _place(difference: Difference) -> str:
-    where = f"{difference.arm} at {budget_label(difference.budget)}"
-    return f"{signed(difference.mean)} points ({where})"
+def _to_decide(verdict: Verdict) -> str:
+    if verdict.word != "cannot tell":
+        return ""
+    if verdict.interval is None:
+        return "at least 2 repeats"
+    if verdict.more is None:
+        return "more test images"
+    return f"about {verdict.more} more repeat{'' if verdict.more == 1 else 's'}"
 
 
-def _repeats(found: list[Difference]) -> str:
-    counts = sorted({len(difference.repeats) for difference in found})
-    if counts == [1]:
-        return "one paired repeat each" if len(found) > 1 else "one paired repeat"
-    if len(counts) == 1:
-        return f"{counts[0]} paired repeats" + (" each" if len(found) > 1 else "")
-    return f"{counts[0]} to {counts[-1]} paired repeats each"
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _interval(verdict: Verdict) -> str:
+    if verdict.interval is None:
+        return ""
+    low, high = verdict.interval
+    return f"{signed(low)} to {signed(high)}"
+
+
+def _place(verdict: Verdict) -> str:
+    interval = _interval(verdict) or "one pair"
+    budget = budget_label(verdict.budget)
+    return f"{verdict.arm} at {budget} ({signed(verdict.mean)} points, {interval})"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fewmask.data.classes import colour
-from fewmask.evidence.compare import parse_budget, read_score
+from fewmask.evidence.rows import parse_budget, read_score
 from fewmask.types import UserError
 
 Budget = int | float
@@ -122,7 +122,17 @@ def _rows(file: Path) -> tuple[dict[str, str], ...]:
         missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
         if missing:
             raise UserError(f"{file} lacks the columns {', '.join(missing)}; run the study again")
-        return tuple(dict(row) for row in reader)
+        rows = tuple(dict(row) for row in reader)
+    seen = set()
+    for row in rows:
+        cell = (row["arm"], row["budget"], row["repeat"])
+        if cell in seen:
+            raise UserError(
+                f"{file} holds two rows of arm {cell[0]}, budget {cell[1]}, repeat {cell[2]}; each "
+                "cell has one. Run the study again to write it"
+            )
+        seen.add(cell)
+    return rows
 
 
 def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int], Path]:

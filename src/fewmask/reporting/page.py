@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from fewmask.evidence.compare import paired_differences
 from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
+from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.table import class_rows, loss_name, note, study_rows, write_study_table
 from fewmask.reporting.theme import Picture
 
@@ -64,7 +64,6 @@ def contents(study: StudyFolder) -> dict[str, Any]:
     """What the template shows, each value plain text, a list of rows or a figure."""
     plan = study.plan
     sentences = {str(arm["name"]): str(arm.get("sentence", "")) for arm in plan.get("arms", [])}
-    differences = paired_differences([*study.done], study.baseline)
     warnings = [str(warning) for warning in plan.get("warnings", [])]
     return {
         "title": str(plan.get("title") or plan.get("name") or "Study"),
@@ -81,7 +80,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "class_colours": class_colours(study),
         "curve": curve(study),
         "chart": chart(study),
-        "differences": grouped(difference_rows(study, differences), "Arm"),
+        "differences": grouped(difference_rows(study, verdicts(study)), "Arm"),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
         "panels": shown_panels(study),
         "warnings": warnings[:MOST_WARNINGS],
@@ -90,6 +89,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "command": str(plan.get("command", "")),
         "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
         "iou_name": study.iou_name,
+        "margin": f"{100 * rules(study).margin:g}",
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fewmask.evidence.compare import read_score
+from fewmask.evidence.rows import read_score
 from fewmask.reporting.folder import Budget, StudyFolder, budget_label
 from fewmask.reporting.theme import LIGHT, Picture, Theme, shorten, write_picture
 from fewmask.types import IGNORED

@@ -6,8 +6,9 @@ import math
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from fewmask.evidence.compare import Difference, paired_differences
+from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import Budget, StudyFolder, budget_label
+from fewmask.reporting.judged import verdicts
 from fewmask.reporting.theme import (
     WIDTH,
     Picture,
@@ -37,7 +38,7 @@ def write_curve(study: StudyFolder) -> Picture | None:
 
 def write_differences(study: StudyFolder) -> Picture | None:
     """`figures/differences.png`; None while no pair of an arm and the baseline is done."""
-    found = paired_differences([*study.done], study.baseline)
+    found = verdicts(study)
     if not found:
         return None
     return write_picture(study, "differences", lambda theme: draw_differences(study, found, theme))
@@ -131,7 +132,7 @@ def _share(masks: int, total: int) -> str:
     return "" if not total else f"{percent:.{1 if percent < 1 else 2}g} %"
 
 
-def draw_differences(study: StudyFolder, found: list[Difference], theme: Theme) -> Figure:
+def draw_differences(study: StudyFolder, found: list[Verdict], theme: Theme) -> Figure:
     """A dot a repeat, a bar at the mean, a line for its interval; IoU points (100ths) from zero."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -178,7 +179,7 @@ def _heading(axes: Axes, line: float, arm: str, colour: str, theme: Theme) -> No
 
 
 def _draw_difference(
-    axes: Axes, line: float, difference: Difference, style: tuple[str, str], theme: Theme
+    axes: Axes, line: float, difference: Verdict, style: tuple[str, str], theme: Theme
 ) -> None:
     colour, marker = style
     points = [100 * value for value in difference.differences]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean, stdev
 
-from fewmask.evidence.compare import parse_budget
+from fewmask.evidence.rows import parse_budget
 from fewmask.files import write_text_atomic
 from fewmask.reporting.folder import Budget, StudyFolder, read_study
 from fewmask.settings import RECIPES

@@ -1,0 +1,78 @@
+"""Verdicts from what lies in a study folder: the counts of its cells, its margin, its looks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewmask.reporting.findings import findings
+from fewmask.reporting.folder import StudyFolder, read_study
+from fewmask.reporting.judged import rules, verdicts
+from fewmask.types import UserError
+
+
+@pytest.fixture
+def counted(make_study: Callable[..., Path], tmp_path: Path) -> Path:
+    """A study whose cells hold counts of 40 images that give their scores."""
+    out = make_study(tmp_path, ("scratch", "imagenet"), (8,), 3, panels=False)
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    random = np.random.default_rng(0)
+    union = random.integers(500, 1000, 40)
+    hard = random.normal(0, 0.05, 40)
+    for row, cell in zip(rows, sorted((out / "cells").iterdir()), strict=True):
+        gain = 0.1 if row["arm"] == "imagenet" else 0.0
+        share = 0.7 + gain + hard + random.normal(0, 0.01, 40) + random.normal(0, 0.002)
+        inside = np.round(share * union)
+        row["iou"] = str(inside.sum() / union.sum())
+        lines = [f"i{i},{inside[i]},{union[i] - inside[i]},0,0" for i in range(40)]
+        (cell / "per_image.csv").write_text("\n".join(["name,tp,fp,fn,tn", *lines]) + "\n")
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return out
+
+
+def changed(out: Path, **plan: object) -> StudyFolder:
+    settings = json.loads((out / "study.json").read_text()) | plan
+    (out / "study.json").write_text(json.dumps(settings))
+    return read_study(out)
+
+
+def test_the_cells_counts_are_used(counted: Path) -> None:
+    (found,) = verdicts(read_study(counted))
+    assert (found.arm, found.word, found.images) == ("imagenet", "helped", 40)
+    assert found.mean == pytest.approx(0.1, abs=0.01)
+    assert "other runs and other test images" in findings(read_study(counted))[-1]
+    (other,) = verdicts(read_study(counted), "imagenet")
+    assert (other.arm, other.word, other.mean) == ("scratch", "hurt", pytest.approx(-found.mean))
+
+
+def test_cells_without_counts_still_count(counted: Path) -> None:
+    for cell in (counted / "cells").iterdir():
+        (cell / "per_image.csv").unlink()
+    (found,) = verdicts(read_study(counted))
+    assert found.images == 0
+    assert found.interval is not None
+
+
+def test_the_plan_s_margin_and_looks_are_the_rules(counted: Path) -> None:
+    assert rules(read_study(counted)).margin == 0.01
+    study = changed(counted, margin=0.3, until_decided={"first": 3, "most": 10})
+    (found,) = verdicts(study)
+    assert found.word == "equivalent"
+    said = findings(study)[-1]
+    assert "less than 30 points" in said
+    assert "from 3 up to 10" in said
+
+
+def test_a_cell_that_is_there_twice_is_refused(counted: Path) -> None:
+    lines = (counted / "results.csv").read_text().splitlines()
+    (counted / "results.csv").write_text("\n".join([*lines, lines[-1]]) + "\n")
+    with pytest.raises(UserError, match="two rows of arm imagenet, budget 8, repeat 2"):
+        read_study(counted)
