@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import StudyFolder, budget_label
 from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.theme import signed
 
 IMAGENET = "imagenet"
-NAMED = 3
+NAMED = 2
 """Comparisons that a sentence names before it counts the rest."""
-PHRASES = {
+BESIDE_BASELINE = {
     "helped": "helped",
     "hurt": "hurt",
     "equivalent": "made no difference that matters",
     "cannot tell": "these runs cannot tell",
 }
+BESIDE_IMAGENET = BESIDE_BASELINE | {"helped": "better", "hurt": "worse"}
 
 
 def findings(study: StudyFolder) -> list[str]:
@@ -25,7 +28,9 @@ def findings(study: StudyFolder) -> list[str]:
     if IMAGENET in study.arms and study.baseline != IMAGENET:
         own = [v for v in verdicts(study, IMAGENET) if v.arm != study.baseline]
         if own:
-            said.append(verdict_sentence(own, "Own pre-training against ImageNet weights"))
+            said.append(
+                verdict_sentence(own, "Own pre-training against ImageNet weights", BESIDE_IMAGENET)
+            )
     if against:
         said.append(verdict_sentence(against, f"Against the baseline, {study.baseline}"))
         said.append(trust_sentence(study, against))
@@ -34,13 +39,16 @@ def findings(study: StudyFolder) -> list[str]:
     return said
 
 
-def verdict_sentence(found: list[Verdict], subject: str) -> str:
-    """Each verdict that was reached, how often, and for whom; the clearest differences first."""
+def verdict_sentence(
+    found: list[Verdict], subject: str, phrases: Mapping[str, str] = BESIDE_BASELINE
+) -> str:
+    """Each verdict that was reached, how often, and for whom; the largest differences first."""
     if len(found) == 1:
-        return f"{subject}: {PHRASES[found[0].word]}, {_place(found[0])}."
+        return f"{subject}: {phrases[found[0].word]}, {_place(found[0])}."
     parts = []
-    for word, phrase in PHRASES.items():
-        own = sorted((v for v in found if v.word == word), key=lambda v: -abs(v.mean))
+    for word, phrase in phrases.items():
+        own = [v for v in found if v.word == word]
+        own.sort(key=lambda v: (v.interval is None, -abs(v.mean)))
         if own:
             named = ", ".join(_place(v) for v in own[:NAMED])
             more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
