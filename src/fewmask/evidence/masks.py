@@ -52,10 +52,10 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
         return Needed(iou, refusal=curve)
     most, least = float(curve.masks.max()), float(curve.masks.min())
     low_end, _, _ = curve.band(np.array([least]))
-    if not _rises(curve):
-        return Needed(iou, refusal="IoU does not rise with the masks by more than the noise")
     if iou <= float(low_end[0]):
         return Needed(iou, refusal=f"the smallest budget, {least:g} masks, already reaches it")
+    if not _rises(curve):
+        return Needed(iou, refusal="IoU does not rise with the masks by more than the noise")
     limit = FURTHEST * most
     reached, weights = curve.reached(iou, limit)
     if iou > float(curve.means.max()) and len(curve.masks) < 4:
@@ -66,7 +66,7 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
                       "largest budget, if it can be reached at all")  # fmt: skip
     if not math.isfinite(high) or high / low > WIDEST:
         end = f"{high:.0f}" if math.isfinite(high) else f"more than {limit:.0f}"
-        return Needed(iou, refusal=f"it may take {low:.0f} masks or {end}: no answer")
+        return Needed(iou, refusal=f"it may take {low:.0f} masks or {end}")
     return Needed(iou, round(middle), math.floor(low), math.ceil(high))
 
 

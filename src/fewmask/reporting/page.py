@@ -8,11 +8,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fewmask.evidence.curve import Curve
 from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts
+from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
 from fewmask.reporting.table import class_rows, loss_name, note, study_rows, write_study_table
 from fewmask.reporting.theme import Picture
 
@@ -65,12 +67,18 @@ def contents(study: StudyFolder) -> dict[str, Any]:
     plan = study.plan
     sentences = {str(arm["name"]): str(arm.get("sentence", "")) for arm in plan.get("arms", [])}
     warnings = [str(warning) for warning in plan.get("warnings", [])]
+    curves = label_curves(study)
+    wanted = targets(study, curves)
+    said = findings(study)
+    enough = needed_sentence(study, curves, wanted)
+    if enough:
+        said.insert(len(said) - 1, enough)
     return {
         "title": str(plan.get("title") or plan.get("name") or "Study"),
         "about": str(plan.get("about", "")),
         "done": len(study.done),
         "planned": len(study.rows),
-        "findings": findings(study),
+        "findings": said,
         "facts": facts(study),
         "arms": [(arm, sentences.get(arm, "")) for arm in study.arms],
         "baseline": study.baseline,
@@ -78,7 +86,8 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "note": note(study),
         "classes": grouped(class_rows(study), "Model"),
         "class_colours": class_colours(study),
-        "curve": curve(study),
+        "curve": curve(study, curves),
+        "needed": needed_rows(study, curves, wanted),
         "chart": chart(study),
         "differences": grouped(difference_rows(study, verdicts(study)), "Arm"),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
@@ -132,14 +141,14 @@ def facts(study: StudyFolder) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found.items() if value]
 
 
-def curve(study: StudyFolder) -> Shown | None:
+def curve(study: StudyFolder, curves: dict[str, Curve | str]) -> Shown | None:
     """IoU against budget, its numbers in the alternative text."""
     means = [
         f"{row['Model']} at {row['Dev Split']}: {row.get('IOU', row.get('Mean IOU'))}"
         for row in study_rows(study)
     ]
     alt = f"{study.iou_name} against the number of labelled masks. {'; '.join(means)}."
-    return _shown(plots.write_curve(study), alt)
+    return _shown(plots.write_curve(study, curves), alt)
 
 
 def chart(study: StudyFolder) -> Shown | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fewmask.evidence.curve import Curve
 from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import Budget, StudyFolder, budget_label
 from fewmask.reporting.judged import verdicts
@@ -29,11 +33,11 @@ GROUP_GAP = 1.3
 """Lines between the last row of one arm and the heading of the next."""
 
 
-def write_curve(study: StudyFolder) -> Picture | None:
+def write_curve(study: StudyFolder, curves: dict[str, Curve | str]) -> Picture | None:
     """`figures/iou_vs_budget.png`; None while no cell is done."""
     if not any(study.runs(arm, budget) for arm in study.arms for budget in study.budgets):
         return None
-    return write_picture(study, "iou_vs_budget", lambda theme: draw_curve(study, theme))
+    return write_picture(study, "iou_vs_budget", lambda theme: draw_curve(study, theme, curves))
 
 
 def write_differences(study: StudyFolder) -> Picture | None:
@@ -44,8 +48,13 @@ def write_differences(study: StudyFolder) -> Picture | None:
     return write_picture(study, "differences", lambda theme: draw_differences(study, found, theme))
 
 
-def draw_curve(study: StudyFolder, theme: Theme) -> Figure:
-    """Every repeat a faint point, the mean a line; IoU (0 to 1) against labelled masks."""
+def draw_curve(
+    study: StudyFolder, theme: Theme, curves: Mapping[str, Curve | str] | None = None
+) -> Figure:
+    """Every repeat a faint point, the mean a line; IoU (0 to 1) against labelled masks.
+
+    Where an arm has a label curve, its 95 % band lies behind.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -53,6 +62,10 @@ def draw_curve(study: StudyFolder, theme: Theme) -> Figure:
     columns, lines = legend_shape(arms)
     figure = Figure((WIDTH, 3.4 + 0.21 * lines), layout="constrained", facecolor=theme.paper)
     axes = figure.add_subplot()
+    for arm in arms:
+        known = (curves or {}).get(arm)
+        if isinstance(known, Curve):
+            _draw_band(axes, known, arm_style(study, arm, theme)[0])
     for place, arm in enumerate(arms):
         _draw_arm(axes, study, arm, theme, shift=3.5 * (place - (len(arms) - 1) / 2))
     dress(axes, theme)
@@ -74,6 +87,12 @@ def draw_curve(study: StudyFolder, theme: Theme) -> Figure:
     )
     legend.set_in_layout(True)
     return figure
+
+
+def _draw_band(axes: Axes, curve: Curve, colour: str) -> None:
+    masks = np.geomspace(curve.masks.min(), curve.masks.max(), 60)
+    low, _, high = curve.band(masks)
+    axes.fill_between(masks, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
 
 
 def _draw_arm(axes: Axes, study: StudyFolder, arm: str, theme: Theme, shift: float) -> None:

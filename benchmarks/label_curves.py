@@ -1,0 +1,156 @@
+"""Do forecasts of the label curve come true? Fitted on small budgets, held against larger ones.
+
+    fewmask study benchmarks/evidence_pool.toml --weights FILE --out results/evidence/pool
+    python benchmarks/label_curves.py --pool results/evidence/pool --out results/evidence
+
+For each arm of the pool, each number of small budgets (from three on) and each choice of repeats, a
+curve is fitted and asked for every larger budget up to four times the largest known: the IoU there,
+and how many masks reach the IoU that was really found there (its mean over all repeats).
+
+Writes label_curves.json, label_curves.md and label_curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewmask.evidence.crossed import Values
+from fewmask.evidence.curve import Curve, fit_curve
+from fewmask.evidence.masks import FURTHEST, curve_of, masks_for
+from fewmask.reporting.folder import read_study
+
+REPEATS = (2, 3, 4)
+
+
+def table_of(pool: Path, arm: str) -> tuple[Values, Values]:
+    """(masks [J], IoU [R,J]) of the repeats that every budget has."""
+    study = read_study(pool)
+    runs = {study.masks(b): study.runs(arm, b) for b in study.budgets}
+    shared = sorted(set.intersection(*(set(own) for own in runs.values())))
+    return np.array([*runs], float), np.array([[own[r] for own in runs.values()] for r in shared])
+
+
+def trials(pool: Path) -> list[dict[str, Any]]:
+    """Every forecast that was asked for, and what was found."""
+    rows = []
+    for arm in read_study(pool).arms:
+        masks, scores = table_of(pool, arm)
+        found = scores.mean(axis=0)
+        for repeats in REPEATS:
+            for chosen in combinations(range(len(scores)), repeats):
+                for known in range(3, len(masks)):
+                    curve = curve_of(masks[:known], scores[list(chosen), :known])
+                    for j in range(known, len(masks)):
+                        if masks[j] <= FURTHEST * masks[known - 1]:
+                            rows.append(
+                                {"arm": arm, "repeats": repeats, "budgets": known,
+                                 "times": masks[j] / masks[known - 1],
+                                 **asked(curve, masks[j], float(found[j]))}
+                            )  # fmt: skip
+    return rows
+
+
+def asked(curve: Curve | str, masks: float, iou: float) -> dict[str, Any]:
+    """The forecast at a number of masks whose IoU is known, and the masks for that IoU."""
+    if isinstance(curve, str):
+        return {"error_points": None, "inside": None, "refused": True, "masks_ratio": None}
+    low, middle, high = (float(end[0]) for end in curve.band(np.array([masks])))
+    needed = masks_for(curve, iou)
+    return {
+        "error_points": 100 * (middle - iou),
+        "width_points": 100 * (high - low),
+        "inside": low <= iou <= high,
+        "refused": needed.masks is None,
+        "masks_ratio": None if needed.masks is None else needed.masks / masks,
+        "masks_inside": None
+        if needed.low is None or needed.high is None
+        else needed.low <= masks <= needed.high,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By repeats and how far out: errors, how often the band holds the truth, refusals."""
+    out = []
+    for repeats in REPEATS:
+        for low, high in ((1, 1.5), (1.5, 2.5), (2.5, 4.01)):
+            own = [r for r in rows if r["repeats"] == repeats and low < r["times"] <= high]
+            errors = [abs(r["error_points"]) for r in own if r["error_points"] is not None]
+            answers = [r for r in own if r["masks_ratio"] is not None]
+            if not errors:
+                continue
+            out.append(
+                {
+                    "repeats": repeats,
+                    "times": f"{low:g} to {min(high, 4):g}",
+                    "forecasts": len(own),
+                    "median_error_points": round(float(np.median(errors)), 2),
+                    "worst_error_points": round(max(errors), 2),
+                    "band_holds": round(float(np.mean([r["inside"] for r in own])), 3),
+                    "median_width_points": round(float(np.median([r["width_points"] for r in own])), 2),
+                    "refused": round(1 - len(answers) / len(own), 3),
+                    "masks_off_by": round(float(np.median(
+                        [max(r["masks_ratio"], 1 / r["masks_ratio"]) for r in answers]
+                    )), 2) if answers else None,
+                    "masks_inside": round(float(np.mean([r["masks_inside"] for r in answers])), 3)
+                    if answers else None,
+                }
+            )  # fmt: skip
+    return out
+
+
+def draw(pool: Path, path: Path) -> None:
+    """Every arm's curve from its smaller half of the budgets, over the runs that came after."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    arms = read_study(pool).arms
+    figure = Figure(figsize=(4.5 * len(arms), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(arms), squeeze=False)[0]
+    for axis, arm in zip(axes, arms, strict=True):
+        masks, scores = table_of(pool, arm)
+        known = max(4, len(masks) // 2 + 1)
+        grid = np.geomspace(masks[0], min(masks[-1], FURTHEST * masks[known - 1]), 80)
+        low, middle, high = fit_curve(masks[:known], scores[:, :known]).band(grid)
+        axis.fill_between(grid, low, high, color="#0072B2", alpha=0.18, linewidth=0)
+        axis.plot(grid, middle, color="#0072B2", label=f"from up to {masks[known - 1]:g} masks")
+        for row in scores:
+            axis.plot(masks[:known], row[:known], "o", color="#0072B2", markersize=4, alpha=0.6)
+            axis.plot(masks[known:], row[known:], "o", color="#D55E00", markersize=4, alpha=0.6)
+        axis.plot([], [], "o", color="#D55E00", markersize=4, label="held out")
+        axis.set_xscale("log")
+        axis.set_xticks(masks, [f"{m:g}" for m in masks])
+        axis.minorticks_off()
+        axis.set_title(arm, fontsize=10)
+        axis.set_xlabel("masks")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].set_ylabel("IoU")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pool", type=Path, default=Path("results/evidence/pool"))
+    parser.add_argument("--out", type=Path, default=Path("results/evidence"))
+    arguments = parser.parse_args()
+    found = summary(trials(arguments.pool))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "label_curves.json").write_text(json.dumps(found, indent=1) + "\n")
+    names = list(found[0])
+    lines = [f"| {' | '.join(n.replace('_', ' ') for n in names)} |", "| --- " * len(names) + "|"]
+    lines += [f"| {' | '.join(str(row[n]) for n in names)} |" for row in found]
+    (arguments.out / "label_curves.md").write_text("\n".join(lines) + "\n")
+    draw(arguments.pool, arguments.out / "label_curves.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
