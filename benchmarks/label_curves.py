@@ -81,27 +81,27 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for low, high in ((1, 1.5), (1.5, 2.5), (2.5, 4.01)):
             own = [r for r in rows if r["repeats"] == repeats and low < r["times"] <= high]
             errors = [abs(r["error_points"]) for r in own if r["error_points"] is not None]
-            answers = [r for r in own if r["masks_ratio"] is not None]
-            if not errors:
-                continue
-            out.append(
-                {
-                    "repeats": repeats,
-                    "times": f"{low:g} to {min(high, 4):g}",
-                    "forecasts": len(own),
-                    "median_error_points": round(float(np.median(errors)), 2),
-                    "worst_error_points": round(max(errors), 2),
-                    "band_holds": round(float(np.mean([r["inside"] for r in own])), 3),
-                    "median_width_points": round(float(np.median([r["width_points"] for r in own])), 2),
-                    "refused": round(1 - len(answers) / len(own), 3),
-                    "masks_off_by": round(float(np.median(
-                        [max(r["masks_ratio"], 1 / r["masks_ratio"]) for r in answers]
-                    )), 2) if answers else None,
-                    "masks_inside": round(float(np.mean([r["masks_inside"] for r in answers])), 3)
-                    if answers else None,
-                }
-            )  # fmt: skip
+            if errors:
+                place = {"repeats": repeats, "times": f"{low:g} to {min(high, 4):g}"}
+                out.append(place | of_forecasts(own, errors))
     return out
+
+
+def of_forecasts(own: list[dict[str, Any]], errors: list[float]) -> dict[str, Any]:
+    answers = [r for r in own if r["masks_ratio"] is not None]
+    off = [max(r["masks_ratio"], 1 / r["masks_ratio"]) for r in answers]
+    return {
+        "forecasts": len(own),
+        "median_error_points": round(float(np.median(errors)), 2),
+        "worst_error_points": round(max(errors), 2),
+        "band_holds": round(float(np.mean([r["inside"] for r in own])), 3),
+        "median_width_points": round(float(np.median([r["width_points"] for r in own])), 2),
+        "refused": round(1 - len(answers) / len(own), 3),
+        "masks_off_by": round(float(np.median(off)), 2) if off else None,
+        "masks_inside": round(float(np.mean([r["masks_inside"] for r in answers])), 3)
+        if off
+        else None,
+    }
 
 
 def draw(pool: Path, path: Path) -> None:
