@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
-from fewmask.reporting.table import class_rows, loss_name, note, study_rows, write_study_table
+from fewmask.reporting.table import (
+    class_rows,
+    dev_split,
+    loss_name,
+    note,
+    study_rows,
+    write_study_table,
+)
 from fewmask.reporting.theme import Picture
 
 MOST_WARNINGS = 20
@@ -71,6 +79,8 @@ def contents(study: StudyFolder) -> dict[str, Any]:
     wanted = targets(study, curves)
     said = findings(study)
     enough = needed_sentence(study, curves, wanted)
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = sha256(script.encode()).digest()  # the page runs this script and no other
     if enough:
         said.insert(len(said) - 1, enough)
     return {
@@ -87,7 +97,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "classes": grouped(class_rows(study), "Model"),
         "class_colours": class_colours(study),
         "curve": curve(study, curves),
-        "needed": needed_rows(study, curves, wanted),
+        "needed": grouped(needed_rows(study, curves, wanted), "Arm"),
         "chart": chart(study),
         "differences": grouped(difference_rows(study, verdicts(study)), "Arm"),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
@@ -98,8 +108,20 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "command": str(plan.get("command", "")),
         "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
         "iou_name": study.iou_name,
+        "masks_of": masks_of(study),
+        "script": script,
+        "script_hash": f"sha256-{base64.b64encode(digest).decode('ascii')}",
         "margin": f"{100 * rules(study).margin:g}",
     }
+
+
+def masks_of(study: StudyFolder) -> dict[str, int]:
+    """Budgets as the tables write them -> numbers of masks, by which they are sorted."""
+    found: dict[str, int] = {}
+    for budget in study.budgets:
+        label = budget_label(budget)
+        found |= dict.fromkeys((label, f"{label} *", dev_split(budget)), study.masks(budget))
+    return found
 
 
 def class_colours(study: StudyFolder) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""The page in a real browser: it sorts, zooms, fits a phone, and its policy lets its script run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from fewmask.reporting.page import write_report
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", "--no-first-run",
+                 f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=str(DRIVER))
+    found = webdriver.Chrome(options=options, service=service)
+    yield found
+    found.quit()
+
+
+@pytest.fixture
+def page(
+    browser: webdriver.Chrome, make_study: Callable[..., Path], tmp_path: Path
+) -> webdriver.Chrome:
+    path = write_report(make_study(tmp_path, ("scratch", "imagenet", "simclr"), (8, 0.2, 0.5), 3))
+    browser.set_window_size(1200, 900)
+    browser.get(path.as_uri())
+    return browser
+
+
+def column(page: webdriver.Chrome, name: str) -> tuple[WebElement, list[str]]:
+    """The heading's button, and the texts of the first table's column, as they stand."""
+    table = page.find_element(By.CSS_SELECTOR, "table.sortable")
+    heads = table.find_elements(By.CSS_SELECTOR, "thead th")
+    place = [head.text.split()[0] for head in heads].index(name)
+    rows = table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    texts = [row.find_elements(By.CSS_SELECTOR, "th, td")[place].text.split()[0] for row in rows]
+    return heads[place].find_element(By.TAG_NAME, "button"), texts
+
+
+def test_nothing_is_refused_or_fails(page: webdriver.Chrome) -> None:
+    assert page.find_elements(By.CSS_SELECTOR, "thead button")  # the script has run
+    assert page.get_log("browser") == []
+
+
+def test_a_heading_sorts_and_the_third_click_restores(page: webdriver.Chrome) -> None:
+    button, before = column(page, "IOU")
+    button.click()
+    _, falling = column(page, "IOU")
+    assert falling == sorted(before, key=float, reverse=True) != before
+    button.click()
+    assert column(page, "IOU")[1] == sorted(before, key=float)
+    assert "ascending" in page.page_source
+    button.click()
+    assert column(page, "IOU")[1] == before
+
+
+def test_the_keyboard_sorts_too_and_rows_say_their_arm(page: webdriver.Chrome) -> None:
+    button, _ = column(page, "IOU")
+    button.send_keys(Keys.ENTER)
+    _, names = column(page, "Model")
+    assert sorted(set(names)) == ["imagenet", "scratch", "simclr"]
+    assert all(names)
+
+
+def test_budgets_sort_by_their_masks(page: webdriver.Chrome) -> None:
+    button, before = column(page, "Dev")
+    assert before[:3] == ["8", "20", "50"]
+    button.click()
+    assert column(page, "Dev")[1] == ["50"] * 3 + ["20"] * 3 + ["8"] * 3
+
+
+def test_a_picture_opens_large_and_escape_closes_it(page: webdriver.Chrome) -> None:
+    button = page.find_element(By.CSS_SELECTOR, "button.zoom")
+    button.send_keys(Keys.ENTER)
+    dialog = page.find_element(By.TAG_NAME, "dialog")
+    assert dialog.get_attribute("open") is not None
+    assert dialog.find_element(By.TAG_NAME, "img").get_attribute("alt")
+    dialog.send_keys(Keys.ESCAPE)
+    assert dialog.get_attribute("open") is None
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_is_no_wider_than_the_screen(page: webdriver.Chrome, width: int) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    wide = page.execute_script("return document.documentElement.scrollWidth")
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide <= width
