@@ -191,9 +191,13 @@ def read_config(path: str, known: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             faults.append(f"{path}: unknown key {key}{near(name, list(known))}")
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        kind, where = known[name], f"{path}: {key}"
         try:
-            values[name] = convert(text, known[name], f"{path}: {key}")
+            if isinstance(value, list) and get_origin(kind) is tuple:  # an entry may hold commas
+                values[name] = tuple(convert(str(v), get_args(kind)[0], where) for v in value)
+                continue
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            values[name] = convert(text, kind, where)
         except UserError as problem:
             faults.extend(problem.faults)
     if faults:

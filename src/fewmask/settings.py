@@ -23,6 +23,7 @@ Schedule = Literal["cosine", "constant"]
 Loss = Literal["bce", "ce", "dice", "focal", "bce+dice", "ce+dice", "border-ce"]
 Keep = Literal["best", "last", "average"]
 Format = Literal["onnx", "openvino", "smp", "torch"]
+Suggesting = Literal["random", "typical", "k-centre", "uncertainty", "mix"]
 
 
 RANGES: dict[str, tuple[float, float, str]] = {
@@ -44,6 +45,11 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "test": (1e-300, 1 - 1e-9, "a share of the images, above 0 and below 1"),
     "draws": (1, math.inf, "a number above 0"),
     "neighbours": (1, math.inf, "a number above 0"),
+    "most": (32, math.inf, "a number of images, at least 32"),
+    "budget": (1, math.inf, "a number of images above 0"),
+    "most_repeats": (2, 1000, "a number of repeats, 2 to 1000"),
+    "margin": (1e-300, 1, "a difference in IoU, above 0 and up to 1 (0.01 is one point)"),
+    "targets": (1e-300, 1 - 1e-9, "an IoU between 0 and 1"),
 }
 """Smallest and largest value of the numbers, and what to call that."""
 
@@ -51,6 +57,7 @@ WEIGHTINGS = ("balanced", "median")
 """Class weights that follow from the training masks."""
 
 PATHS = {"images", "pairs", "init", "weights", "run", "out", "study", "probe_pairs"}
+PATHS |= {"sources", "target", "extractor"}
 
 
 class Settings:
@@ -163,7 +170,8 @@ class PretrainSettings(TrainingMachine):
     """Pre-train an encoder on unlabelled images."""
 
     images: str
-    """Unlabelled images: a folder, or KIND:PATH (cifar10:, cats-vs-dogs:, oxford-iiit-pet:)."""
+    """Unlabelled images: a folder, or KIND:PATH (cifar10:, cats-vs-dogs:, oxford-iiit-pet:); a part
+    of one: "SRC?classes=cat,dog&n=2000&side=32&seed=0"; several: "SRC + SRC"."""
     out: str
     """The run folder to write; the same command on it again finishes it."""
     pretext: str | Pretext = "simclr"
@@ -399,6 +407,104 @@ class ProbeSettings(TrainingMachine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuggestSettings(Machine):
+    """Which images to label next, with drafts of their masks for Label Studio and CVAT."""
+
+    images: str
+    """The images to choose from: a folder, or KIND:PATH (cifar10:, cats-vs-dogs:, ...)."""
+    budget: int
+    """How many to suggest."""
+    out: str
+    """The folder to write the list, the contact sheet and the labelling tools' files to."""
+    method: Suggesting = "mix"
+    """random; typical (a typical image of each cluster); k-centre (far from all others);
+    uncertainty (of a fine-tuned run); mix: typical below 50 labelled images or without such a run,
+    else the most uncertain of the typical ones."""
+    pairs: str | None = None
+    """The images with masks so far; they and their copies are not suggested."""
+    run: str | None = None
+    """What the images are compared by: a run folder, a weights file, or imagenet. A fine-tuning
+    run also draws the drafts; what it was trained on is not suggested."""
+    weights: str | None = None
+    """A weights file to compare the images by, in place of the run's encoder."""
+    encoder: str | None = None
+    """The encoder of the run or the weights, by timm's name (default: the one that they name)."""
+    allow_partial: bool = False
+    """Go on although not every encoder tensor is found."""
+    size: int | None = None
+    """Side in pixels at which images are compared (default: the run's, or 224; 64 without)."""
+    resize: Resize | None = None
+    """square squashes images to a square; keep keeps the aspect and pads (default: the run's)."""
+    keep_near: bool = False
+    """Suggest near duplicates too (frames of a fixed camera); equal images are never repeated."""
+    seed: int = 0
+    """Of the random draw and of the clusters."""
+
+    def contradictions(self) -> list[str]:
+        """Uncertainty without a run, an encoder of nothing, and a run that knows nothing."""
+        faults = []
+        if self.method == "uncertainty" and self.run is None:
+            faults.append("--method uncertainty: of a fine-tuned model. Name its folder as --run")
+        if self.run == "scratch":
+            faults.append(
+                "--run scratch: random weights say little of images. Leave it out to compare them "
+                "by colours and edges"
+            )
+        given = self.run is not None or self.weights is not None
+        if self.encoder is not None and not given:
+            faults.append(f"--encoder {self.encoder}: of which weights? Pass --run or --weights")
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilaritySettings(Machine):
+    """How far image sets are from a target set, under several extractors of features."""
+
+    sources: tuple[str, ...]
+    """Image sets: a folder, KIND:PATH, a part "SRC?classes=cat,dog&n=2000&side=32&seed=0", or a
+    mixture "SRC + SRC"."""
+    target: str
+    """The set that they are compared with, the images you have masks of, say (a pairs folder stands
+    for its images)."""
+    out: str
+    """The folder to write similarity.csv, similarity.png, map.png and nearest.png to."""
+    extractor: tuple[str, ...] = ()
+    """What turns pictures into features: a run folder, a weights file, imagenet, or weak (colours
+    and edges, no weights); may be given several times (default: weak, and imagenet if --weights
+    says where)."""
+    encoder: str | None = None
+    """The encoder of a weights file or of imagenet, by timm's name (default: the run's)."""
+    weights: str | None = None
+    """With imagenet: a local file in place of timm's download."""
+    allow_partial: bool = False
+    """Go on although not every encoder tensor is found."""
+    size: int | None = None
+    """Side in pixels that the network sees (default: the run's, or 224; weak: 96)."""
+    resize: Resize | None = None
+    """square squashes images to a square; keep keeps the aspect and pads (default: the run's)."""
+    most: int = 2000
+    """Images a set to compare at most, drawn by --seed. All sets give as many: what the smallest
+    has, or half of the target's."""
+    neighbours: int = 5
+    """Neighbours of the k-NN distance, of coverage and of density."""
+    seed: int = 0
+    """Of the images drawn and of the target's halves."""
+
+    def contradictions(self) -> list[str]:
+        """No sources, weights that nothing reads, imagenet without its encoder."""
+        faults = [] if self.sources else ["SOURCES is missing. See fewmask similarity --help"]
+        read = not self.extractor or "imagenet" in self.extractor
+        if self.weights is not None and not read:
+            faults.append(
+                f"--weights {self.weights} goes with --extractor imagenet only. "
+                f"Name that file as --extractor, or add --extractor imagenet"
+            )
+        if len(set(self.extractor)) < len(self.extractor):
+            faults.append(f"--extractor {', '.join(self.extractor)}: one is given twice")
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictSettings(Machine):
     """Write masks and overlays for images of any size."""
 
@@ -430,6 +536,9 @@ class CheckSettings(MaskFlags, Reading):
     """Images and masks: a folder with images/ and masks/, or oxford-iiit-pet:PATH."""
     images: tuple[str, ...] = ()
     """Unlabelled images: a folder, or KIND:PATH; may be given several times."""
+    out: str | None = None
+    """A folder to write duplicates.csv and duplicates.png to: pictures that occur twice, also in
+    other encodings, sizes, crops and mirrored, within a source and in both images and pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +551,10 @@ class StudySettings(Machine):
     """The study folder; the same command on it again finishes it."""
     pairs: str | None = None
     """In place of the plan's pairs."""
+    test: str | None = None
+    """A test set of your own (SRC, as pairs): all of the plan's pairs are then to train on."""
+    allow_overlap: bool = False
+    """Go on although pictures of your own test set are among the pairs; they are counted."""
     images: str | None = None
     """In place of the images of every arm that pre-trains."""
     weights: str | None = None
@@ -478,10 +591,30 @@ class StudySettings(Machine):
     """In place of the plan's fine-tuning base rate."""
     repeats: int | None = None
     """In place of the plan's repeats, for every budget."""
+    until_decided: bool = False
+    """Add repeats one by one to what is still undecided. The verdicts allow for the looking, so
+    they ask for clearer differences than a fixed number of repeats would."""
+    most_repeats: int | None = None
+    """With --until-decided: the number of repeats at which it ends in any case (default: 10)."""
+    margin: float | None = None
+    """In place of the plan's margin: the difference in IoU within which two arms are called
+    equivalent (default: 0.01, one point). Fixed once the study has begun."""
+    targets: tuple[float, ...] | None = None
+    """In place of the plan's targets: IoUs for which the page says how many masks they take,
+    separated by commas."""
     seed: int | None = None
     """In place of the plan's seed."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
+
+    def contradictions(self) -> list[str]:
+        """As always, and a limit of something that isn't asked for."""
+        faults = super().contradictions()
+        if self.most_repeats is not None and not self.until_decided:
+            faults.append(
+                f"--most-repeats {self.most_repeats} goes with --until-decided. Pass both"
+            )
+        return faults
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ def test_cells_without_counts_still_count(counted: Path) -> None:
 
 def test_the_plan_s_margin_and_looks_are_the_rules(counted: Path) -> None:
     assert rules(read_study(counted)).margin == 0.01
-    study = changed(counted, margin=0.3, until_decided={"first": 3, "most": 10})
+    study = changed(counted, margin=0.3, until_decided={"first": {"8": 3}, "most": 10})
     (found,) = verdicts(study)
     assert found.word == "equivalent"
     said = findings(study)[-1]

@@ -17,7 +17,11 @@ from fewmask.reporting.judged import verdicts
 from fewmask.reporting.page import write_report
 from fewmask.reporting.theme import signed
 
-FIGURES = ["differences.png", "iou_vs_budget.png", "panels_arms.png", "panels_budgets.png"]
+FIGURES = [
+    "differences.png", "examples_0.png", "examples_1.png", "examples_2.png", "examples_3.png",
+    "examples_4.png", "iou_vs_budget.png", "panels_arms.png", "panels_budgets.png",
+    "panels_disagreements.png",
+]  # fmt: skip
 VOID = {"meta", "img", "source", "br", "link", "input"}
 
 

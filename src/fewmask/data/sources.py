@@ -225,7 +225,11 @@ def downloading(src: str, path: Path) -> Iterator[None]:
 
 
 def open_images(src: str, *, download: bool = False) -> ImageSet:
-    """The images of a source, listed. Raises UserError where there are none."""
+    """The images of a source, listed; of a part or a mixture too. Raises UserError for none."""
+    from fewmask.data import parts
+
+    if found := parts.split(src):
+        return parts.open_parts(src, found, download=download)
     kind, path = split_source(src)
     if kind is None:
         from fewmask.data import folders
@@ -236,8 +240,13 @@ def open_images(src: str, *, download: bool = False) -> ImageSet:
 
 def open_pairs(src: str, options: MaskOptions | None = None, *, download: bool = False) -> PairSet:
     """The pairs of a source, listed. Raises UserError where there are none."""
-    from fewmask.data import folders, pets
+    from fewmask.data import folders, parts, pets
 
+    if parts.split(src):
+        raise UserError(
+            f"{src}: parts and mixtures are of images alone. Name one whole source of pairs; "
+            "--masks N or --dev FRACTION take some of them"
+        )
     kind, path = split_source(src)
     options = options or MaskOptions()
     if kind is None and options.border != "ignore":

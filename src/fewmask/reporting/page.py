@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -12,6 +13,7 @@ from typing import Any
 from fewmask.evidence.curve import Curve
 from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
+from fewmask.reporting.examples import disagreement_panel, example_panels
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts
@@ -101,7 +103,11 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "chart": chart(study),
         "differences": grouped(difference_rows(study, verdicts(study)), "Arm"),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
-        "panels": shown_panels(study),
+        "panels": shown_panels(
+            study,
+            [panels.arms_panel(study), panels.budgets_panel(study), disagreement_panel(study)],
+        ),
+        "examples": shown_panels(study, example_panels(study)),
         "warnings": warnings[:MOST_WARNINGS],
         "more_warnings": max(0, len(warnings) - MOST_WARNINGS),
         "definitions": {str(k): str(v) for k, v in plan.get("definitions", {}).items()},
@@ -179,10 +185,12 @@ def chart(study: StudyFolder) -> Shown | None:
     return _shown(plots.write_differences(study), alt)
 
 
-def shown_panels(study: StudyFolder) -> list[tuple[str, Shown]]:
+def shown_panels(
+    study: StudyFolder, chosen: Sequence[panels.Panel | None]
+) -> list[tuple[str, Shown]]:
     """(caption, figure) of each panel that can be drawn."""
     found = []
-    for panel in (panels.arms_panel(study), panels.budgets_panel(study)):
+    for panel in chosen:
         shown = None
         if panel is not None:
             alt = f"Test images, their true masks and the predictions of {panel.says}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -88,9 +88,10 @@ def best_arm(study: StudyFolder) -> str | None:
     return max(means, key=lambda arm: means[arm]) if means else None
 
 
-def shown_images(study: StudyFolder) -> tuple[str, ...]:
-    """Stems of the plan's panel images whose picture and mask can be opened."""
-    stems = [str(stem) for stem in study.plan.get("panels", {}).get("images", [])]
+def shown_images(study: StudyFolder, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Those of the chosen stems (else the plan's) whose picture and mask can be opened."""
+    planned = study.plan.get("panels", {}).get("images", [])
+    stems = [str(stem) for stem in (planned if chosen is None else chosen)]
     plain = [stem for stem in stems if Path(stem).name == stem]  # no way out of the folder
     good = [s for s in plain if _picture(study, s) is not None and _truth(study, s) is not None]
     return tuple(good[:MOST_IMAGES])

@@ -9,11 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fewmask.data import parts
 from fewmask.data.sources import MaskOptions
 from fewmask.decoders import DECODERS, Decoder, try_out
+from fewmask.evidence.verdicts import MARGIN
 from fewmask.flags import construct, convert, near, options, read_toml
 from fewmask.pretext import PRETEXTS
 from fewmask.settings import (
+    RANGES,
     RECIPES,
     FinetuneSettings,
     MaskFlags,
@@ -27,6 +30,7 @@ BudgetSize = float | int
 SHARED = ("pairs", "encoder", "decoder", "size", "resize", "recipe", "seed")
 MASKS = tuple(field.name for field in fields(MaskFlags))
 TRAINING = (*RECIPES["best"], "epochs")
+YES_OR_NO = ("allow_overlap", "keep_test_images_in_pool")
 ARM_ONLY = ("name", "sentence", "init", "weights", "allow_partial")
 
 
@@ -66,6 +70,12 @@ class Plan:
     arms: tuple[Arm, ...]
     finetune: FinetuneSettings
     seed: int
+    margin: float
+    targets: tuple[float, ...]
+    test_pairs: str | None = None
+    """A test set of the user's own; all pairs are then to train on."""
+    allow_overlap: bool = False
+    keep_test_images_in_pool: bool = False
 
     def cells(self) -> Iterator[Cell]:
         """Repeats outermost, so that a study stopped early compares all arms on equal terms."""
@@ -123,7 +133,23 @@ def load_plan(settings: StudySettings) -> Plan:
         arms=arms,
         finetune=finetune,
         seed=finetune.seed,
+        margin=_in_range(where, "margin", table.get("margin", MARGIN)),
+        targets=tuple(_in_range(where, "targets", t) for t in _all(table.get("targets", []))),
+        **_sharing(where, table),
     )
+
+
+def _sharing(where: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The plan's own test set, and what its sets may share."""
+    kinds: dict[str, Any] = {"test_pairs": str, **dict.fromkeys(YES_OR_NO, bool)}
+    said = {k: _value(table[k], kind, f"{where}: {k}") for k, kind in kinds.items() if k in table}
+    if "test_pairs" in said and "test" in table:
+        raise UserError(f"{where}: test and test_pairs are both given: choose one")
+    if said.get("allow_overlap") and "test_pairs" not in said:
+        raise UserError(
+            f"{where}: allow_overlap is for a test set of your own; name test_pairs (--test SRC)"
+        )
+    return said
 
 
 def _table(plan: str) -> tuple[str, dict[str, Any]]:
@@ -144,6 +170,7 @@ def _overlay(table: dict[str, Any], settings: StudySettings) -> None:
         value = getattr(settings, name)
         if value is not None:
             table[name] = value
+    _overlay_test(table, settings)
     training = {n: getattr(settings, n) for n in ("epochs", "steps", "batch_size", "lr")}
     training = {n: v for n, v in training.items() if v is not None}
     section = table.setdefault("finetune", {})
@@ -157,11 +184,22 @@ def _overlay(table: dict[str, Any], settings: StudySettings) -> None:
             table["repeats"] = max(table["repeats"].values())
     if settings.repeats:
         table["repeats"] = settings.repeats
+    for name in ("margin", "targets"):
+        if getattr(settings, name) is not None:
+            table[name] = getattr(settings, name)
     for entry in table.get("arms", []):
         if settings.images and "images" in entry:
             entry["images"] = settings.images
         if settings.weights and entry.get("init") == "imagenet":
             entry["weights"] = settings.weights
+
+
+def _overlay_test(table: dict[str, Any], settings: StudySettings) -> None:
+    if settings.test:
+        table.pop("test", None)
+        table["test_pairs"] = settings.test
+    if settings.allow_overlap:
+        table["allow_overlap"] = True
 
 
 def _known_keys(where: str, table: dict[str, Any], faults: list[str]) -> None:
@@ -172,9 +210,13 @@ def _known_keys(where: str, table: dict[str, Any], faults: list[str]) -> None:
         "title",
         "about",
         "test",
+        "test_pairs",
+        *YES_OR_NO,
         "budgets",
         "repeats",
         "baseline",
+        "margin",
+        "targets",
         "weights",
         "finetune",
         "pretrain",
@@ -233,6 +275,17 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     """A TOML value checked as the flag of that type would be."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return convert(text, kind, where)
+
+
+def _all(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _in_range(where: str, key: str, value: Any) -> float:
+    low, high, words = RANGES[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{where}: {key} {value}: expected {words}")
+    return float(value)
 
 
 def _listed(where: str, table: dict[str, Any], key: str) -> list[Any]:
@@ -332,7 +385,9 @@ STARTS = {"scratch": "random weights", "imagenet": "ImageNet weights"}
 
 
 def pool_name(src: str) -> str:
-    """cifar10 for `cifar10:PATH`, the folder's name for a folder."""
+    """cifar10 for `cifar10:PATH`, the folder's name for a folder; of parts with what they are."""
+    if found := parts.split(src):
+        return parts.pool_name(found, [pool_name(part.src) for part in found])
     kind, colon, _ = src.partition(":")
     return kind if colon and not Path(src).exists() else Path(src).resolve().name
 

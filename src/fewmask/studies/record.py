@@ -21,8 +21,11 @@ from fewmask.decoders import component
 from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
+from fewmask.reporting.examples import example_images
+from fewmask.reporting.folder import read_study
 from fewmask.runs import config_of, key_of, versions
 from fewmask.studies.grid import Cell, Plan
+from fewmask.studies.leakage import Leakage
 from fewmask.types import IGNORED, UserError
 from fewmask.workflows import Prepared
 from fewmask.workflows.classes import class_weights
@@ -50,10 +53,19 @@ class Study:
     split: Split
     fabric: Fabric
     starts: dict[str, str] = field(default_factory=dict)
+    leakage: Leakage = field(default_factory=Leakage)
+    looks: dict[str, Any] | None = None
+    """As study.json's "until_decided": between which numbers of repeats verdicts were looked at."""
 
     @property
     def n(self) -> int:
-        return len(self.prepared.pairs.items)
+        """Pairs that budgets are fractions of: all, but for a test set of the user's own."""
+        own = self.plan.test_pairs is not None
+        return len(self.split.rest if own else self.prepared.pairs.items)
+
+    def left_out(self, src: str) -> frozenset[str]:
+        """The images of a pool that no arm pre-trains on."""
+        return self.leakage.left_out.get(src, frozenset())
 
     def budget(self, cell: Cell) -> Budget:
         chosen = order(self.split, cell.repeat, self.plan.seed)
@@ -128,14 +140,20 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def write_facts(study: Study, command: str) -> None:
+def held_facts(out: Path) -> dict[str, Any]:
+    """study.json as an earlier command has left it; empty where there is none."""
+    path = out / "study.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
     class_weights(plan.finetune.class_weights, study.prepared.checked, study.split.rest)
     names = [pair.name for pair in pairs.items]
     before = out / "study.json"
-    if before.exists():
-        held = json.loads(before.read_text(encoding="utf-8"))
+    if held := held_facts(out):
         if held.get("seed", plan.seed) != plan.seed:
             raise UserError(
                 f"{out}: its test set was drawn with --seed {held['seed']}, not {plan.seed}. "
@@ -145,9 +163,15 @@ def write_facts(study: Study, command: str) -> None:
             raise UserError(
                 f"{out}: holds the study {held['name']} on {held['pairs']}. Choose another --out"
             )
+        if held.get("margin", plan.margin) != plan.margin:
+            raise UserError(
+                f"{out}: its verdicts have a margin of {held['margin']:g}, not {plan.margin:g}; "
+                "it is fixed before the results are seen. Keep it, or choose another --out"
+            )
     elif not (out / "cells").exists() and _holds_more_than_data(out):
         raise UserError(f"{out}: exists and is no study folder. Choose another --out")
-    orders = {r: order(study.split, r, plan.seed) for r in range(max(plan.repeats.values()))}
+    repeats = 1 + max(cell.repeat for cell in cells)
+    orders = {r: order(study.split, r, plan.seed) for r in range(repeats)}
     whole = [b for b in plan.budgets if study.budget(Cell(plan.arms[0], b, 0)).whole]
     labels = study.prepared.checked.labels
     panels = _panels(study)
@@ -166,6 +190,8 @@ def write_facts(study: Study, command: str) -> None:
         "fingerprint": pairs.fingerprint(),
         "n_pairs": study.n,
         "n_test": len(study.split.test),
+        "test_pairs": plan.test_pairs,
+        "leakage": study.leakage.facts(),
         "budgets": list(plan.budgets),
         "whole_budgets": whole,
         "arms": [{"name": arm.name, "sentence": arm.sentence} for arm in plan.arms],
@@ -181,7 +207,10 @@ def write_facts(study: Study, command: str) -> None:
         "precision": study.fabric._precision.precision,
         "definitions": DEFINITIONS,
         "panels": {"images": [pair.name for pair in panels]},
-        "cells": [study.key(cell) for cell in plan.cells()],
+        "margin": plan.margin,
+        "targets": list(plan.targets),
+        "until_decided": study.looks,
+        "cells": [study.key(cell) for cell in cells],
     }
     # First, so that a study killed right here is known as one.
     write_json_atomic(before, facts)
@@ -208,6 +237,12 @@ def _panels(study: Study) -> list[Pair]:
         if len(chosen) == PANELS:
             break
     return chosen
+
+
+def write_examples(study: Study) -> None:
+    """Pictures of the test images that the results have made worth a look."""
+    by_name = {pair.name: pair for pair in study.prepared.pairs.items}
+    _write_panels(study, [by_name[name] for name in example_images(read_study(study.out))])
 
 
 def _write_panels(study: Study, panels: Sequence[Pair]) -> None:

@@ -16,6 +16,7 @@ from fewmask.data.sources import Pair, open_images
 from fewmask.data.split import Split, make_split, read_split_json
 from fewmask.devices import make_fabric
 from fewmask.evaluation import per_image_csv, score_pairs
+from fewmask.evidence.verdicts import Verdict
 from fewmask.files import write_text_atomic
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import aggregate
@@ -24,8 +25,11 @@ from fewmask.reporting.page import write_report
 from fewmask.runs import config_of, key_of, write_result
 from fewmask.segmentation import Geometry
 from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
+from fewmask.studies.deciding import beyond, looks_of, next_cells, undecided
 from fewmask.studies.grid import Arm, Cell, Plan, load_plan
-from fewmask.studies.record import PATHS, Study, write_facts, write_results
+from fewmask.studies.leakage import find_leakage, tell
+from fewmask.studies.own_test import prepare_both
+from fewmask.studies.record import PATHS, Study, write_examples, write_facts, write_results
 from fewmask.types import StudyResult
 from fewmask.workflows import Prepared
 
@@ -38,8 +42,27 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
     plan = load_plan(settings)
     out = Path(settings.out)
     study = _prepare(plan, out, settings)
-    cells = list(plan.cells())
-    write_facts(study, command)
+    study.looks = looks_of(study, settings)
+    cells = [*plan.cells(), *beyond(study)]
+    write_facts(study, command, cells)
+    tell(study.leakage, out)
+    _run_missing(study, cells)
+    while settings.until_decided:
+        open_ones = undecided(out)
+        new = next_cells(study, cells, open_ones)
+        if not new:
+            break
+        _say_undecided(open_ones)
+        cells += new
+        write_facts(study, command, cells)
+        _run_missing(study, cells)
+    rows = write_results(study, cells)
+    write_examples(study)
+    page = write_report(out)
+    return StudyResult(out=out, page=page, rows=tuple(rows))
+
+
+def _run_missing(study: Study, cells: list[Cell]) -> None:
     write_results(study, cells)
     for i, cell in enumerate(cells):
         if not (study.folder(cell) / "result.json").exists():
@@ -51,9 +74,11 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
             )
             _run_cell(study, cell)
             write_results(study, cells)
-    rows = write_results(study, cells)
-    page = write_report(out)
-    return StudyResult(out=out, page=page, rows=tuple(rows))
+
+
+def _say_undecided(found: list[Verdict]) -> None:
+    places = ", ".join(f"{v.arm} at {v.budget} after {len(v.repeats)}" for v in found)
+    print(f"undecided: {places} repeats; one more of each", file=sys.stderr, flush=True)
 
 
 def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
@@ -61,16 +86,21 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     finetune = plan.finetune
     fabric = make_fabric(settings.device, 1, settings.precision)
     geometry = Geometry(finetune.size, finetune.resize)
-    prepared = workflows.prepare(plan.pairs, plan.mask_options, geometry, settings)
+    given: Split | None = None
+    if plan.test_pairs is None:
+        prepared = workflows.prepare(plan.pairs, plan.mask_options, geometry, settings)
+    else:
+        prepared, given = prepare_both(plan, plan.test_pairs, settings)
     for warning in prepared.checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    split = _split(plan, out, prepared)
-    study = Study(plan, out, prepared, split, fabric)
+    split = _split(plan, out, prepared, given)
+    leakage = find_leakage(plan, prepared, split, settings)
+    study = Study(plan, out, prepared, split, fabric, leakage=leakage)
     for arm in plan.arms:
         study.starts[arm.name] = _start_key(study, arm, download=settings.download)
     for arm in plan.arms:
         if arm.pretrain is not None:
-            workflows.try_pretraining(arm.pretrain)
+            workflows.try_pretraining(arm.pretrain, study.left_out(arm.pretrain.images))
         else:
             first = _cell_settings(study, Cell(arm, plan.budgets[0], 0), out / "unused")
             workflows.start_model(first, prepared.checked.labels)
@@ -79,12 +109,14 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings) -> Study:
     return study
 
 
-def _split(plan: Plan, out: Path, prepared: Prepared) -> Split:
-    """The split that the folder holds, or a new one."""
+def _split(plan: Plan, out: Path, prepared: Prepared, given: Split | None) -> Split:
+    """The split that the folder holds, the one that is given, or a new one."""
     names = [pair.name for pair in prepared.pairs.items]
     path = out / "splits.json"
     if path.exists():
         return read_split_json(path, names)
+    if given is not None:
+        return given
     return make_split(len(names), prepared.checked.groups, test_fraction=plan.test, seed=plan.seed)
 
 
@@ -95,7 +127,8 @@ def _start_key(study: Study, arm: Arm, *, download: bool) -> str:
     images = open_images(arm.pretrain.images, download=download)
     config = {k: v for k, v in config_of(arm.pretrain).items() if k not in PATHS}
     start = start_key(arm.init, arm.weights, arm.pretrain.encoder)
-    return key_of(config, start, images.fingerprint())
+    left_out = study.left_out(arm.pretrain.images)
+    return key_of(config, start, *workflows.pool_facts(images, left_out))
 
 
 def _run_cell(study: Study, cell: Cell) -> None:
@@ -160,7 +193,8 @@ def _encoder(study: Study, arm: Arm, pretrain: PretrainSettings) -> Path:
     if not done:
         print(f"pre-training {arm.name}", file=sys.stderr, flush=True)
         (folder / "result.json").unlink(missing_ok=True)
-        workflows.pretrain(replace(pretrain, out=str(folder)))
+        left_out = study.left_out(pretrain.images)
+        workflows.pretrain(replace(pretrain, out=str(folder)), left_out)
     return folder
 
 
