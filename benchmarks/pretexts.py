@@ -3,9 +3,11 @@
     python benchmarks/pretexts.py --images cats-vs-dogs: --out results/pretexts [TASK ...]
 
 ResNet-18 from random weights on Cats-vs-Dogs, 64 px (96 px for the tasks that cut patches), AdamW.
-At seven moments of each run the features, frozen, meet fewmask's linear probe: cats against dogs,
-three draws of 1500 pictures to learn from, one fixed test set of 20 %, the same for all tasks and
-for a random encoder. `supervised` trains on the probe's own classes, test pictures left out.
+At six moments of each run the features, frozen, meet fewmask's linear probe: cats against dogs,
+three draws of 1500 pictures to learn from, one fixed test set of 20 %. At the end they meet it once
+more, with half of all that is not test in each of three draws, beside a random encoder on the same
+draws; the interval of the difference is over draws and test pictures together. `supervised` trains
+on the probe's own classes, test pictures left out.
 
 A task that is done is not done again: its record in --out/TASK.json goes on counting, so the table
 may grow over several sittings. Writes TASK.json, table.md and curves.png.
@@ -15,20 +17,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from numpy.typing import NDArray
 
 from fewmask import encoders
+from fewmask.checkpoint import read_weights, save_weights
+from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
 from fewmask.data.pools import cached_pool, pool_labels
 from fewmask.data.sources import open_images
 from fewmask.devices import make_fabric
+from fewmask.evidence.crossed import estimate
 from fewmask.optimisation import Optimisation
 from fewmask.pretext import PRETEXTS, Pool
 from fewmask.probing.classifiers import linear_probe
@@ -72,6 +76,33 @@ TRIALS = {
 }
 
 
+@dataclass(frozen=True)
+class Data:
+    """The pool at a size, its classes, and the probe's fixed test set."""
+
+    cache: ImageCache
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    test: NDArray[np.bool_]
+    fingerprint: str
+    size: int
+    src: str
+
+    def draws(self, labelled: int) -> list[Draw]:
+        return [draw(self.labels, self.test, labelled, 0, n, self.src) for n in range(DRAWS)]
+
+
+def read(src: str, size: int) -> Data:
+    images = open_images(src)
+    with progress("reading images") as report:
+        cache = cached_pool(images, size, "square", progress=report)
+    labels = pool_labels(images, cache)
+    if labels is None:
+        raise SystemExit(f"{src}: has no class folders, which the probe needs")
+    test = held_out(labels, same_pictures(cache), 0.2, 0)
+    return Data(cache, labels, images.label_names, test, images.fingerprint(), size, src)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("trials", nargs="*", help=f"of {', '.join(TRIALS)} (default: all)")
@@ -83,61 +114,66 @@ def main() -> None:
     for name in arguments.trials or TRIALS:
         suffix = f"-x{arguments.longer}" if arguments.longer > 1 else ""
         path = arguments.out / f"{name}{suffix}.json"
-        if path.exists():
-            print(f"{name}: done before")
-        else:
-            found = run(TRIALS[name], arguments.images, arguments.out / "work" / path.stem,
-                        arguments.longer)  # fmt: skip
-            path.write_text(json.dumps({"trial": name + suffix, **found}, indent=1) + "\n")
+        work = arguments.out / "work" / path.stem
+        record = json.loads(path.read_text()) if path.exists() else None
+        if record is None:
+            data = read(arguments.images, TRIALS[name].size)
+            record = {"trial": name + suffix, **run(TRIALS[name], data, work, arguments.longer)}
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            (work / "state.pt").unlink()
+        if "final" not in record:
+            data = read(arguments.images, TRIALS[name].size)
+            record["final"] = final(data, work)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{path.stem}: {record['final']}", flush=True)
         write_table(arguments.out)
 
 
-def run(trial: Trial, src: str, work: Path, longer: int) -> dict[str, Any]:
-    """One task trained, looked at six times; what came of it."""
+def run(trial: Trial, data: Data, work: Path, longer: int) -> dict[str, Any]:
+    """One task trained, looked at six times; what came of it. Leaves the encoder in `work`."""
     torch.manual_seed(0)
     fabric = make_fabric("cpu" if not torch.cuda.is_available() else "cuda", 1, "auto")
-    images = open_images(src)
-    with progress("reading images") as report:
-        cache = cached_pool(images, trial.size, "square", progress=report)
-    labels = pool_labels(images, cache)
-    assert labels is not None, f"{src}: class folders are needed"
-    test = held_out(labels, same_pictures(cache), 0.2, 0)
-    draws = [draw(labels, test, LABELLED, 0, number, src) for number in range(DRAWS)]
+    cache, labels, draws = data.cache, data.labels, data.draws(LABELLED)
     # `supervised` must not have seen the classes of the probe's test pictures.
-    rows = np.flatnonzero(~test) if trial.task == "supervised" else np.arange(len(labels))
+    rows = np.flatnonzero(~data.test) if trial.task == "supervised" else np.arange(len(labels))
     steps = trial.steps * longer
     stream = Stream(cache, rows.tolist(), BATCH, 0, drop_last=True, labels=labels)
     encoder = encoders.build(ENCODER)
-    before = probe(encoder, cache, labels, draws, trial.size, fabric.device)
+    before = accuracies(encoder, data, draws, fabric.device)
     torch.manual_seed(1)
     component = PRETEXTS[trial.task](**trial.options)
-    pool = Pool(len(rows), BATCH, steps, images.label_names)
+    pool = Pool(len(rows), BATCH, steps, data.names)
     task = component.task(encoder, trial.size, pool).to(memory_format=torch.channels_last)
-    rate = default_lr("adamw", BATCH) * getattr(component, "rate", 1.0)
-    optimisation = Optimisation(
-        "adamw", rate, 1e-4, "cosine", 0.1, getattr(component, "beta1", 0.9)
-    )
-    curve: list[dict[str, Any]] = []
-    probing = [0.0]
+    rate = default_lr("adamw", BATCH) * task.rate
+    optimisation = Optimisation("adamw", rate, 1e-4, "cosine", 0.1, task.beta1)
 
-    def look(step: int) -> dict[str, float | None]:
-        began = time.monotonic()
-        found = probe(encoder, cache, labels, draws, trial.size, fabric.device)
-        curve.append({"step": step, "accuracies": found})
-        probing[0] += time.monotonic() - began
-        return {"linear_probe": float(np.mean(found))}
+    def look(_: int) -> dict[str, float | None]:
+        found = accuracies(encoder, data, draws, fabric.device)
+        return {f"probe_{number}": accuracy for number, accuracy in enumerate(found)}
 
-    began = time.monotonic()
+    key = f"{trial}x{longer} {data.fingerprint}"
     with progress(trial.task) as report:
         fitted = fit(
             fabric,
             task,
             task.groups(),
             stream,
-            Run(work, f"{trial}x{longer}", steps, optimisation, "last", report),
-            Check(max(1, steps // LOOKS), look, prefix=""),
+            Run(
+                work,
+                key,
+                steps,
+                optimisation,
+                "last",
+                report,
+            ),
+            Check(-(-steps // LOOKS), look, prefix=""),
         )
-    seconds = time.monotonic() - began - probing[0]
+    curve = [
+        {"step": row["step"], "accuracies": [row[f"probe_{number}"] for number in range(DRAWS)]}
+        for row in fitted.rows
+        if "probe_0" in row
+    ]
+    save_weights(work / "encoder.safetensors", encoder.state_dict(), {"encoder": ENCODER})
     return {
         "task": trial.task,
         "options": trial.options,
@@ -145,8 +181,8 @@ def run(trial: Trial, src: str, work: Path, longer: int) -> dict[str, Any]:
         "steps": steps,
         "batch_size": BATCH,
         "images": len(rows),
-        "seconds": round(seconds, 1),
-        "images_per_second": round(steps * BATCH / seconds, 2),
+        "seconds": round(fitted.seconds, 1),
+        "images_per_second": round(steps * BATCH / fitted.seconds, 2),
         "threads": torch.get_num_threads(),
         "random": before,
         "curve": curve,
@@ -154,24 +190,49 @@ def run(trial: Trial, src: str, work: Path, longer: int) -> dict[str, Any]:
     }
 
 
-def probe(
-    encoder: torch.nn.Module,
-    cache: Any,
-    labels: np.ndarray,
-    draws: list[Draw],
-    size: int,
-    device: torch.device,
+def final(data: Data, work: Path) -> dict[str, Any]:
+    """The linear probe on half of what is not test, beside a random encoder: over draws and test
+    pictures together."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draws = data.draws(int((~data.test).sum()) // 2)
+    torch.manual_seed(0)
+    encoder = encoders.build(ENCODER)
+    known = work.parent / f"random-{data.size}.npy"
+    if not known.exists():
+        np.save(known, right(encoder, data, draws, device))
+    random = np.load(known).astype(float)
+    encoder.load_state_dict(read_weights(work / "encoder.safetensors"))
+    own = right(encoder, data, draws, device).astype(float)
+    found = estimate(own - random)
+    half = float(found.half_width())
+    mean = float(found.mean)
+    return {
+        "labelled": len(draws[0].train) + len(draws[0].val),
+        "accuracies": own.mean(axis=1).tolist(),
+        "random": random.mean(axis=1).tolist(),
+        "difference": mean,
+        "interval": [mean - half, mean + half],
+    }
+
+
+def accuracies(
+    encoder: torch.nn.Module, data: Data, draws: list[Draw], device: torch.device
 ) -> list[float]:
     """The linear probe's accuracy on the test pictures, a draw each."""
+    found: list[float] = right(encoder, data, draws, device).mean(axis=1).tolist()
+    return found
+
+
+def right(
+    encoder: torch.nn.Module, data: Data, draws: list[Draw], device: torch.device
+) -> NDArray[np.bool_]:
+    """[draws, test pictures]: whether the linear probe is right."""
     used = np.unique(np.concatenate([np.concatenate([d.train, d.val, d.test]) for d in draws]))
-    found = frozen_features(encoder, cache, used, size, device)
-    features = found.new_zeros(len(labels), found.shape[1])
+    found = frozen_features(encoder.to(device), data.cache, used, data.size, device)
+    features = found.new_zeros(len(data.labels), found.shape[1])
     features[torch.from_numpy(used)] = found
-    answers = [linear_probe(features, labels, one)[0] for one in draws]
-    return [
-        float((answer == labels[one.test]).mean())
-        for answer, one in zip(answers, draws, strict=True)
-    ]
+    answers = [linear_probe(features, data.labels, one)[0] for one in draws]
+    return np.stack([a == data.labels[d.test] for a, d in zip(answers, draws, strict=True)])
 
 
 MEASURES = (
@@ -183,37 +244,39 @@ MEASURES = (
 
 
 def own_measure(record: dict[str, Any]) -> str:
-    """The task's own measure at the end of the run, beside its reference."""
-    last = record["log"][-1]
+    """The task's own measure over the last tenth of the run, beside its reference."""
+    log = record["log"]
+    before = [0, *(row["step"] for row in log)]
+    weights = np.array([row["step"] - start for row, start in zip(log, before, strict=False)])
+    late = np.array([row["step"] > 0.9 * record["steps"] for row in log])
     for name, reference in MEASURES:
-        if name in last and reference in last:
-            return f"{name} {last[name]:.3f} ({reference.replace('_', ' ')} {last[reference]:.3f})"
-    raise KeyError(f"{record['trial']} logs no measure with its reference: {sorted(last)}")
-
-
-def difference(record: dict[str, Any]) -> tuple[float, float, float]:
-    """Mean difference from the random encoder over the draws, and its 95 % interval (paired t)."""
-    gains = np.subtract(record["curve"][-1]["accuracies"], record["random"])
-    half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
-    return float(gains.mean()), float(gains.mean() - half), float(gains.mean() + half)
+        if name in log[-1] and reference in log[-1]:
+            own, known = (
+                float(np.average([row[key] for row in log], weights=weights * late))
+                for key in (name, reference)
+            )
+            return f"{name} {own:.3f} ({reference.replace('_', ' ')} {known:.3f})"
+    raise KeyError(f"{record['trial']} logs no measure with its reference: {sorted(log[-1])}")
 
 
 def write_table(out: Path) -> None:
     """table.md and curves.png of all records that are there."""
     records = [json.loads(p.read_text()) for p in sorted(out.glob("*.json"))]
-    records.sort(key=lambda r: -float(np.mean(r["curve"][-1]["accuracies"])))
+    records = [r for r in records if "final" in r]
+    records.sort(key=lambda r: -r["final"]["difference"])
     lines = [
-        "| task | px | steps x batch | minutes | own measure at the end | linear probe | "
+        "| task | px | steps x batch | minutes | own measure, last tenth | linear probe | "
         "random encoder | difference (95 %) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in records:
-        mean, low, high = difference(r)
+        own = r["final"]
+        low, high = own["interval"]
         lines.append(
             f"| {r['trial']} | {r['size']} | {r['steps']} x {r['batch_size']} "
             f"| {r['seconds'] / 60:.1f} | {own_measure(r)} "
-            f"| {np.mean(r['curve'][-1]['accuracies']):.3f} | {np.mean(r['random']):.3f} "
-            f"| {100 * mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) |"
+            f"| {np.mean(own['accuracies']):.3f} | {np.mean(own['random']):.3f} "
+            f"| {100 * own['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) |"
         )
     (out / "table.md").write_text("\n".join(lines) + "\n")
     draw_probes(records, out / "curves.png")

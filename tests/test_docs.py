@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from fewmask.cli import COMMANDS, parse
+from fewmask.decoders import DECODERS
+from fewmask.pretext import PRETEXTS
 from fewmask.settings import StudySettings
 from fewmask.studies.grid import load_plan
 
@@ -53,6 +55,22 @@ def test_the_readme_s_plan_loads(tmp_path: Path) -> None:
 def test_the_readme_s_python_compiles() -> None:
     for block in blocks("python"):
         compile(block, "README.md", "exec")
+
+
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*PRETEXTS, *DECODERS])
+def test_every_method_has_its_row(name: str) -> None:
+    rows = [line for line in METHODS.splitlines() if line.startswith("|")]
+    assert any(f"`{name}" in line.split("|")[1] for line in rows)
+
+
+def test_the_tests_that_pin_the_methods_are_there() -> None:
+    names = set(re.findall(r"`([\w/]*test_\w+\.py)`", METHODS))
+    assert len(names) > 10
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {Path(name).name for name in names} <= there
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)

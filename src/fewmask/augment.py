@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from fewmask.constants import constant
 from fewmask.types import IGNORED, UserError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def to_unit(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Images float [B,3,H,W] of 0..1 -> ImageNet's mean 0 and standard deviation 1 a channel."""
-    scale = images.new_tensor([1 / s for s in STD]).view(3, 1, 1)
-    offset = images.new_tensor([-m / s for m, s in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+    scale = constant(tuple(1 / s for s in STD), images).view(3, 1, 1)
+    offset = constant(tuple(-m / s for m, s in zip(MEAN, STD, strict=True)), images).view(3, 1, 1)
     return torch.addcmul(offset, images, scale)
 
 
@@ -135,7 +136,7 @@ def random_views(
         n = images.shape[0]
         whole = total or start + n
         draws = torch.rand(whole, 2 * _TRIES + 11, generator=generator, device=generator.device)
-        draws = draws[start : start + n].to(images.device)
+        draws = draws[start : start + n].to(images.device, non_blocking=True)
         if valid is None:
             valid = images.new_tensor(images.shape[-2:], dtype=torch.float32).expand(n, 2)
         valid = valid.to(images.device, torch.float32)
@@ -237,16 +238,16 @@ def _colour_matrices(draws: Tensor, mean: Tensor, views: Views) -> tuple[Tensor,
     is brightness, contrast, saturation, hue, greyscale; all but the first two leave greys alone,
     so the offset passes through them.
     """
-    spread = (2 * draws[:, 1:5] - 1) * (views.colour * draws.new_tensor([0.8, 0.8, 0.8, 0.2]))
+    spread = (2 * draws[:, 1:5] - 1) * (views.colour * constant((0.8, 0.8, 0.8, 0.2), draws))
     spread = spread.masked_fill(draws[:, :1] >= views.jitter, 0)
     brightness, contrast, saturation = (1 + spread[:, :3]).clamp(min=0).unbind(1)
     angle = (2 * math.pi * spread[:, 3])[:, None, None]
     identity = torch.eye(3, device=draws.device)
-    luma = draws.new_tensor(_LUMA).expand(3, 3)
+    luma = constant(_LUMA, draws).expand(3, 3)
     saturate = luma + saturation[:, None, None] * (identity - luma)
     # Rodrigues' rotation about (1, 1, 1): `across` is the cross product with the unit axis.
     axis = torch.full_like(identity, 1 / 3)
-    across = draws.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    across = constant(((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0)), draws) / math.sqrt(3)
     turn = axis + torch.cos(angle) * (identity - axis) + torch.sin(angle) * across
     matrix = turn @ saturate
     matrix = torch.where(draws[:, 5, None, None] < views.grey, luma @ matrix, matrix)
@@ -299,10 +300,10 @@ def augment_pair(
         n, _, height, width = images.shape
         whole = total or start + n
         draws = torch.rand(whole, 7, generator=generator, device=generator.device)
-        draws = draws[start : start + n].to(images.device)
+        draws = draws[start : start + n].to(images.device, non_blocking=True)
         theta = _windows(draws[:, :5], settings, height / width)
-        light = 1 + (2 * draws[:, 5:] - 1) * draws.new_tensor(
-            [settings.brightness, settings.contrast]
+        light = 1 + (2 * draws[:, 5:] - 1) * constant(
+            (settings.brightness, settings.contrast), draws
         )
         new_images = torch.empty(images.shape, device=images.device)
         new_masks = torch.empty_like(masks)
@@ -359,7 +360,7 @@ def _sample_nearest(masks: Tensor, column: Tensor, row: Tensor) -> Tensor:
 def _light(images: Tensor, factors: Tensor) -> Tensor:
     """Images [B,3,H,W] of 0..1 with brightness and contrast times factors [B,2], clamped."""
     brightness, contrast = factors[:, 0], factors[:, 1]
-    grey = images.mean((2, 3)) @ images.new_tensor(_LUMA)
+    grey = images.mean((2, 3)) @ constant(_LUMA, images)
     level = brightness * (1 - contrast) * grey
     gain = (brightness * contrast)[:, None, None, None]
     return torch.addcmul(level[:, None, None, None], images, gain).clamp_(0, 1)

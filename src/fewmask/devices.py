@@ -20,6 +20,7 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     Raises UserError for a device that is not there.
     """
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     # It says on every start which precision it was told to use.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -27,10 +28,14 @@ def make_fabric(device: str, devices: int, precision: str) -> Fabric:
     if device == "cuda" and devices > torch.cuda.device_count():
         raise UserError(f"--devices {devices}: torch sees {torch.cuda.device_count()} GPUs")
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    strategy: str | DDPStrategy = "auto"
+    if devices > 1:
+        # Some encoders have weights that no map depends on: EfficientNet's classifier stem.
+        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True)
     return Fabric(
         accelerator=device,
         devices=devices,
-        strategy="ddp_spawn" if devices > 1 else "auto",
+        strategy=strategy,
         precision="bf16-mixed" if bf16 else "32-true",
     )
 

@@ -369,7 +369,7 @@ class ProbeSettings(TrainingMachine):
     """square squashes images to a square; keep keeps the aspect and pads (default: the run's)."""
     train: int | None = None
     """Labelled images a draw takes, of all classes together; a fifth of them chooses the
-    regularisation (default: all that are not test)."""
+    regularisation (default: half of those that are not test, so that draws differ)."""
     test: float = 0.2
     """Share of the images, of every class, to test on: the same ones in every draw."""
     draws: int = 3

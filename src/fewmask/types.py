@@ -176,7 +176,8 @@ class ProbeScore:
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
-    """95 % t interval of the mean over the draws of the training images; None for fewer than 3."""
+    """95 % interval of the mean over the draws of the training images and over the test images; None
+    of a single draw."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,89 @@ class ProbeResult:
     differences: tuple[ProbeScore, ...]
     """Run less random encoder, paired by draw; empty where there is no reference."""
     transfer: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A picture to label next; scores that its method doesn't measure are None."""
+
+    rank: int
+    """From 1, the first to label."""
+    name: str
+    path: str
+    image: str
+    """Its copy, below the folder that was written."""
+    method: str
+    typicality: float | None = None
+    """1 / mean distance of the L2-normalised features to up to 20 neighbours in its cluster."""
+    distance: float | None = None
+    """To the nearest picture that was labelled or suggested before, 0 to 2."""
+    uncertainty: float | None = None
+    """Mean over its pixels of the entropy of the run's probabilities, 0 to 1."""
+    cluster: int | None = None
+    cluster_size: int | None = None
+
+
+@dataclass(frozen=True)
+class SuggestResult:
+    """What `fewmask suggest` leaves behind; `result.json` holds the same."""
+
+    out: Path
+    method: str
+    """As asked for; each suggestion names the one that chose it."""
+    why: str
+    """How the method came about, in a line."""
+    features: str
+    """What the pictures were compared by, and what that is worth, in a line."""
+    images: int
+    candidates: int
+    """Images left to choose from."""
+    labelled: int
+    """Images left out because they show a labelled picture."""
+    repeated: int
+    """Images left out because another one stands for their picture."""
+    drafts: bool
+    """Whether there are masks of the run to begin with."""
+    suggestions: tuple[Suggestion, ...]
+    encoder: str | None = None
+    size: int | None = None
+    transfer: Transfer | None = None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far one set is from the target in one extractor's features, by one measure."""
+
+    source: str
+    """The pool's name; of the target's own other half `fewmask.distances.command.FLOOR`."""
+    target: str
+    extractor: str
+    measure: str
+    """kid, mmd2, knn, coverage or density."""
+    value: float
+    low: float
+    high: float
+    """Ends of the 95 % interval over the pictures drawn."""
+    n: int
+    """Pictures of each of the two sets."""
+
+
+@dataclass(frozen=True)
+class SimilarityResult:
+    """What `fewmask similarity` leaves behind; `result.json` holds the same."""
+
+    out: Path
+    target: str
+    sources: dict[str, str]
+    """Name of the pool -> the SRC that it was given as."""
+    extractors: tuple[str, ...]
+    weak: tuple[str, ...]
+    """Those of them that need no weights and know colours and edges alone."""
+    n: int
+    """Pictures a set."""
+    smallest: str
+    """The set that decided on `n`; empty where --most did."""
+    distances: tuple[Distance, ...]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_a_run_is_probed_beside_a_random_encoder(
     result = fewmask.probe(run=str(trained), images=str(classes), out=str(out), neighbours=3)
     assert (result.encoder, result.size, result.images) == ("resnet18", 32, 28)
     assert result.classes == ("green", "red")
-    assert (result.n_train, result.n_val, result.n_test) == (18, 5, 5)
+    assert (result.n_train, result.n_val, result.n_test) == (8, 3, 5)
     assert result.chance == 3 / 5
     assert result.transfer is not None
     assert result.transfer.tensors == result.transfer.of_tensors
@@ -72,7 +72,7 @@ def test_a_run_is_probed_beside_a_random_encoder(
         result.scores[::2], result.scores[1::2], result.differences, strict=True
     ):
         pairs = zip(score.values, other.values, strict=True)
-        assert difference.values == tuple(a - b for a, b in pairs)
+        assert difference.values == pytest.approx(tuple(a - b for a, b in pairs))
         assert difference.probe == score.probe
     table = read_table(out / "probe.csv")
     assert len(table) == 3 * 2 * 2
@@ -82,7 +82,7 @@ def test_a_run_is_probed_beside_a_random_encoder(
     assert tuple(linear) == result.scores[0].values
     assert np.mean(linear) == pytest.approx(result.scores[0].mean)
     assert {(r["n_train"], r["n_val"], r["n_test"], r["seed"]) for r in table} == {
-        ("18", "5", "5", "0")
+        ("8", "3", "5", "0")
     }
     confusion = read_table(out / "confusion.csv")
     assert len(confusion) == 2 * 2 * 2
@@ -100,7 +100,7 @@ def test_a_finished_probe_is_recognised_and_another_refused(
     out, classes = tmp_path / "out", shutil.copytree(classes, tmp_path / "classes")
     first = fewmask.probe(**arguments(classes, out, draws=2))
     assert [score.encoder for score in first.scores] == ["run", "run"], "scratch is the reference"
-    assert first.scores[0].interval is None
+    assert first.scores[0].interval is not None
     with monkeypatch.context() as patch:
         patch.setattr(command, "frozen_features", None)  # nothing is computed again
         assert fewmask.probe(**arguments(classes, out, draws=2)) == first
@@ -208,14 +208,19 @@ def test_the_command_line_prints_a_line_a_probe(
     words = ["probe", "scratch", "--images", str(classes), "--encoder", "resnet18"]
     assert dispatch([*words, "--size", "32", "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("28 images of 2 classes; a draw trains on 18, tests on 5; chance")
+    assert lines[0].startswith("28 images of 2 classes; a draw trains on 8, tests on 5; chance")
     assert [line.split()[:2] for line in lines[1:3]] == [["linear", "run"], ["knn", "run"]]
     assert "over 3 draws" in lines[1]
 
 
-def test_the_interval_is_student_s() -> None:
-    values = (0.5, 0.6, 0.8)
-    low, high = interval(values) or (0, 0)
-    half = 4.302653 * np.std(values, ddof=1) / 3**0.5
-    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half))
-    assert interval(values[:2]) is None
+def test_the_interval_covers_draws_and_test_images() -> None:
+    random = np.random.default_rng(0)
+    right = (random.random((3, 200)) < random.random(200)).astype(float)
+    low, high = interval(right) or (0, 0)
+    assert (low + high) / 2 == pytest.approx(right.mean())
+    of_draws = right.mean(axis=1).std(ddof=1) / 3**0.5
+    assert (high - low) / 2 > 4.302653 * of_draws  # Student's over the draws alone
+    alike = np.repeat(right[:, :1], 200, axis=1)  # no test image differs from another
+    low, high = interval(alike) or (0, 0)
+    assert (high - low) / 2 == pytest.approx(4.302653 * alike[:, 0].std(ddof=1) / 3**0.5, rel=1e-5)
+    assert interval(right[:1]) is None

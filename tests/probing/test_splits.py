@@ -38,7 +38,11 @@ def test_draws_share_the_test_set_nest_and_keep_the_classes_shares() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 12])
     test = held_out(labels, (), 0.2, seed=3)
     small, large = (draw(labels, test, n, 3, 1, "src") for n in (20, 50))
-    whole, other = (draw(labels, test, None, 3, number, "src") for number in (1, 2))
+    n = int((~test).sum())
+    whole, other = (draw(labels, test, n, 3, number, "src") for number in (1, 2))
+    half = draw(labels, test, None, 3, 1, "src")
+    assert len(half.train) + len(half.val) == n // 2
+    assert set(half.train) <= set(whole.train)
     assert set(small.train) <= set(large.train) <= set(whole.train)
     assert set(small.val) <= set(large.val) <= set(whole.val)
     assert set(whole.train) != set(other.train)

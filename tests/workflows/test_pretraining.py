@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ import fewmask
 from fewmask.checkpoint import read_weights
 from fewmask.data.pools import store_side
 from fewmask.data.sources import open_images
+from fewmask.optimisation import Optimisation
+from fewmask.pretext import Colorize, Jigsaw, Masked, Supervised
 from fewmask.types import UserError
+from fewmask.workflows import pretraining
 from fewmask.workflows.pretraining import default_lr
 
 SMALL = {"encoder": "resnet18", "size": 32, "steps": 2, "batch_size": 4}
@@ -89,3 +93,66 @@ def test_a_pool_is_cached_with_room_for_crops_but_never_enlarged(tmp_path: Path)
 def test_rates_scale_with_the_root_of_the_batch() -> None:
     assert default_lr("adamw", 256) == 1e-3
     assert default_lr("adamw", 64) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ({"pretext": Supervised()}, {}),
+        ({"pretext": Jigsaw(), "size": 16}, {}),
+        ({"pretext": Masked(), "encoder": "vit_tiny_patch16_224"}, {}),
+    ],
+)
+def test_what_does_not_go_together_leaves_no_folder_behind(
+    pool: Path, tmp_path: Path, wrong: dict[str, Any], right: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError):
+        fewmask.pretrain(images=str(pool), out=str(out), **(SMALL | wrong))
+    assert not out.exists()
+    fewmask.pretrain(images=str(pool), out=str(out), **(SMALL | right))
+
+
+def test_processes_put_up_with_weights_that_no_map_depends_on(pool: Path, tmp_path: Path) -> None:
+    result = fewmask.pretrain(
+        images=str(pool),
+        out=str(tmp_path / "run"),
+        devices=2,
+        device="cpu",
+        **(SMALL | {"encoder": "efficientnet-b0"}),
+    )
+    assert result.steps == 2
+
+
+def test_a_task_s_own_rate_and_beta1_reach_the_optimiser(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Optimisation] = []
+
+    def recorded(*args: Any) -> None:
+        asked.append(args[4].optimisation)
+        raise UserError("seen")
+
+    monkeypatch.setattr(pretraining, "fit", recorded)
+    for name, task in (("gan", Colorize(objective="gan")), ("bins", Colorize())):
+        with pytest.raises(UserError, match="seen"):
+            fewmask.pretrain(images=str(pool), out=str(tmp_path / name), pretext=task, **SMALL)
+    gan, bins = asked
+    assert (gan.beta1, bins.beta1) == (0.5, 0.9)
+    assert gan.lr == pytest.approx(bins.lr / 2)
+
+
+def test_no_picture_is_twice_in_a_batch(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def recorded(*args: Any) -> None:
+        stream = args[3]
+        seen.extend(stream.global_rows(step).tolist() for step in range(20))
+        raise UserError("seen")
+
+    monkeypatch.setattr(pretraining, "fit", recorded)
+    with pytest.raises(UserError, match="seen"):
+        fewmask.pretrain(images=str(pool), out=str(tmp_path / "run"), **(SMALL | {"batch_size": 3}))
+    assert all(len(set(rows)) == 3 for rows in seen)

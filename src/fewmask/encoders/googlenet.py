@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fewmask.encoders.pixels import renormalise
 
@@ -47,6 +46,9 @@ class GoogLeNet(nn.Module):
         self.conv1 = Convolution(3, STEM[0], 7, stride=2)
         self.conv2 = Convolution(STEM[0], STEM[1], 1)
         self.conv3 = Convolution(STEM[1], STEM[2], 3)
+        # Modules, so that `masked` can see them; odd sides are rounded up.
+        self.pool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool2 = nn.MaxPool2d(2, 2, ceil_mode=True)
         width = STEM[2]
         widths = [3, STEM[0], STEM[2]]
         for name, branches in INCEPTIONS.items():
@@ -69,9 +71,9 @@ class GoogLeNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.conv1(renormalise(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
         maps = [images, x]
-        x = self.conv3(self.conv2(_halved(x, 3)))
+        x = self.conv3(self.conv2(self.pool3(x)))
         maps.append(x)
-        x = _halved(x, 3)
+        x = self.pool3(x)
         for name in INCEPTIONS:
             x = getattr(self, f"inception{name}")(x)
             if name in ENDS:
@@ -79,7 +81,7 @@ class GoogLeNet(nn.Module):
             if len(maps) > self.depth:
                 break
             if name in POOLED:
-                x = _halved(x, POOLED[name])
+                x = (self.pool3 if POOLED[name] == 3 else self.pool2)(x)
         return maps
 
 
@@ -112,8 +114,3 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.bn(self.conv(x))
         return normed.relu_()
-
-
-def _halved(x: Tensor, side: int) -> Tensor:
-    """Max-pooled with stride 2; odd sides are rounded up."""
-    return functional.max_pool2d(x, side, 2, ceil_mode=True)

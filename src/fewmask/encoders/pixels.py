@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fewmask.augment import MEAN, STD
+from fewmask.constants import constant
 
 
 def renormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -16,8 +17,6 @@ def renormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """
     if tuple(mean) == MEAN and tuple(std) == STD:
         return images
-    scale = [ours / theirs for ours, theirs in zip(STD, std, strict=True)]
-    shift = [(ours - theirs) / s for ours, theirs, s in zip(MEAN, mean, std, strict=True)]
-    return (
-        images * images.new_tensor(scale)[:, None, None] + images.new_tensor(shift)[:, None, None]
-    )
+    scale = tuple(ours / theirs for ours, theirs in zip(STD, std, strict=True))
+    shift = tuple((ours - theirs) / s for ours, theirs, s in zip(MEAN, mean, std, strict=True))
+    return images * constant(scale, images)[:, None, None] + constant(shift, images)[:, None, None]

@@ -77,16 +77,6 @@ class Colorize:
         """Crops and flips: the colours are the answer, so they are left as they are."""
         return Views(self.crop_min, flip=self.flip, colour=0.0, jitter=0.0, grey=0.0, blur=0.0)
 
-    @property
-    def rate(self) -> float:
-        """Of the default base rate: a gan's half makes about Isola's 2e-4, at a batch of 40."""
-        return 0.5 if self.objective == "gan" else 1.0
-
-    @property
-    def beta1(self) -> float:
-        """Adam's memory of the gradient's mean: Isola's 0.5 for a gan."""
-        return 0.5 if self.objective == "gan" else 0.9
-
     def task(self, encoder: nn.Module, size: int, pool: Pool) -> ColorizeTask:
         """The task on an encoder of smp's contract, with views of `size` pixels a side."""
         return ColorizeTask(self, encoder, size)
@@ -183,6 +173,8 @@ class ColorizeTask(PretextModule):
         else:
             side = -(-size // Gan.stride)
             self.objective = Gan(side, config.l1_weight, config.discriminator)
+            # Isola's beta1, and about Isola's rate: 2e-4 at a batch of 40.
+            self.rate, self.beta1 = 0.5, 0.5
         kind = self.objective
         self.head = Head(encoder.out_channels, kind.stride, kind.channels, kind.skips)  # type: ignore[arg-type]
 

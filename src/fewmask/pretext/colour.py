@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewmask.constants import constant
+
 BIN = 10.0
 """Width of a bin in Lab units (Zhang et al. 2016)."""
 SMALLEST = -120.0
@@ -24,7 +26,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     """sRGB [B,3,H,W] of 0..1 -> Lab [B,3,H,W], in the same floating-point type."""
     with torch.autocast(rgb.device.type, enabled=False):
         linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        matrix = rgb.new_tensor(_XYZ) / rgb.new_tensor(_WHITE)[:, None]
+        matrix = constant(_XYZ, rgb) / constant(_WHITE, rgb)[:, None]
         xyz = matrix @ linear.flatten(2)
         straight = xyz / (3 * _KNEE**2) + 4 / 29
         x, y, z = torch.where(xyz > _KNEE**3, xyz.clamp(min=0) ** (1 / 3), straight).unbind(1)
@@ -38,7 +40,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         y = (lightness + 16) / 116
         f = torch.stack([y + a / 500, y, y - b / 200], 1)
         xyz = torch.where(f > _KNEE, f**3, 3 * _KNEE**2 * (f - 4 / 29))
-        matrix = lab.new_tensor(_XYZ) / lab.new_tensor(_WHITE)[:, None]
+        matrix = constant(_XYZ, lab) / constant(_WHITE, lab)[:, None]
         linear = (torch.linalg.inv(matrix) @ xyz).clamp(0, 1)
         rgb = torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
         return rgb.view_as(lab)

@@ -40,6 +40,10 @@ class PretextModule(nn.Module, ABC):
     """Of smp's contract; its weights are what the run leaves behind."""
     decoder: nn.Module | None
     """A segmentation decoder that was pre-trained as well, for the tasks that do so."""
+    rate = 1.0
+    """Of the default base rate, where the paper's differs in kind."""
+    beta1 = 0.9
+    """Adam's memory of the gradient's mean."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -84,7 +88,7 @@ def drawn(batch: Batch, columns: int, stream: int = 0) -> Tensor:
     n = len(batch.images)
     generator = step_generator(batch.seed, batch.step, "cpu", stream)
     everyone = torch.rand(batch.total or batch.start + n, columns, generator=generator)
-    return everyone[batch.start : batch.start + n].to(batch.images.device)
+    return everyone[batch.start : batch.start + n].to(batch.images.device, non_blocking=True)
 
 
 def view(batch: Batch, size: int, views: Views, stream: int = 0) -> Tensor:

@@ -178,10 +178,10 @@ class DenseCLTask(PretextModule):
             matches = best_matches(query.matched, key.matched)
             positives = key.parts.gather(2, matches[:, None].expand_as(key.parts))
             part_loss, part_first = info_nce(
-                query.parts.transpose(1, 2).flatten(0, 1),
-                positives.transpose(1, 2).flatten(0, 1),
+                query.parts.transpose(1, 2),
+                positives.transpose(1, 2),
                 self.part_keys,
-                left_out.repeat_interleave(matches.shape[1], dim=0),
+                left_out[:, None],
                 self.config.temperature,
             )
         self.signals = {
@@ -230,16 +230,17 @@ def info_nce(
     """InfoNCE, and how often the positive is the most similar of all (Wang et al., eq. 1 and 2).
 
     Mean over queries of -log( exp(q.k+ / t) / (exp(q.k+ / t) + sum over keys exp(q.k / t)) ), all
-    of length 1. queries, positives [N,D], not normalised; keys [Q,D], of length 1; left_out [N,Q],
-    True for the keys that are no negatives of the query.
+    of length 1. queries, positives [...,D], not normalised; keys [Q,D], of length 1; left_out
+    [...,Q], or what expands to it, True for the keys that are no negatives of the query.
     """
-    q = functional.normalize(queries.float(), dim=1)
-    positive = (q * functional.normalize(positives.float(), dim=1)).sum(dim=1, keepdim=True)
+    q = functional.normalize(queries.float(), dim=-1)
+    positive = (q * functional.normalize(positives.float(), dim=-1)).sum(dim=-1)
     negative = (q @ keys.T).masked_fill(left_out, -torch.inf)
-    logits = torch.cat([positive, negative], dim=1) / temperature
-    first = (positive > negative.amax(dim=1, keepdim=True)).float().mean()
-    # -log softmax of the first column.
-    return (logits.logsumexp(dim=1) - logits[:, 0]).mean(), first
+    first = (positive > negative.amax(dim=-1)).float().mean()
+    # -log of the positive's share in the softmax.
+    others = (negative / temperature).logsumexp(dim=-1)
+    own = positive / temperature
+    return (torch.logaddexp(own, others) - own).mean(), first
 
 
 @torch.no_grad()

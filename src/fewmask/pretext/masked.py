@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewmask.augment import MEAN, STD, Views, normalise
+from fewmask.constants import constant
 from fewmask.pretext.contract import Pool, PretextModule, drawn, spread, view
 from fewmask.pretext.visible import Visible, maps_of, sparsely
 from fewmask.types import Batch, UserError
@@ -172,7 +173,7 @@ class MaskedTask(PretextModule):
         _, mean, scale = standardised(cut(images, self.unit))
         own = join(cut(reconstructed.float(), self.unit) * scale + mean, self.unit)
         pictures = torch.cat([images * mask, torch.where(mask > 0, images, own), images], dim=3)
-        std, middle = images.new_tensor(STD), images.new_tensor(MEAN)
+        std, middle = constant(STD, images), constant(MEAN, images)
         return (pictures * std[:, None, None] + middle[:, None, None]).clamp(0, 1)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewmask.constants import constant
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -60,4 +62,4 @@ def retrieved(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         similar = one @ two.T
     own = torch.arange(len(first), device=first.device)
     share = (similar.argmax(dim=1) == own).float().mean()
-    return share, share.new_tensor(1 / len(first))
+    return share, constant(1 / len(first), share)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewmask.augment import step_generator
+from fewmask.constants import constant
 from fewmask.pretext.contract import pooled
 from fewmask.types import Batch, UserError
 
@@ -50,7 +51,7 @@ def normalise_each(patches: Tensor) -> Tensor:
 
 def greyed(images: Tensor, chosen: Tensor) -> Tensor:
     """Images [B,3,H,W] with those that are chosen [B] turned grey (ITU-R BT.601)."""
-    grey = (images * images.new_tensor(_LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    grey = (images * constant(_LUMA, images).view(3, 1, 1)).sum(dim=1, keepdim=True)
     return torch.where(chosen[:, None, None, None], grey, images)
 
 
@@ -80,7 +81,7 @@ def project_colours(patches: Tensor) -> Tensor:
 
     The lens' shift of green against red and blue lies along a (Doersch et al. 2015, sec. 3.1).
     """
-    axis = patches.new_tensor(_GREEN_MAGENTA).view(3, 1, 1)
+    axis = constant(_GREEN_MAGENTA, patches).view(3, 1, 1)
     along = (patches * axis).sum(dim=-3, keepdim=True) / axis.square().sum()
     return patches - along * axis
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewmask.augment import Views, normalise
+from fewmask.constants import constant
 from fewmask.distributed import gather_rows
 from fewmask.losses import CONTRASTIVE_LOSSES
 from fewmask.pretext.contract import Pool, PretextModule, pooled, spread, view, width_of
@@ -94,7 +95,7 @@ class SimCLRTask(PretextModule):
         projected: Tensor = self.head(features)
         self.signals = {
             "accuracy": agreement(projected),
-            "chance": projected.new_tensor(1 / (len(projected) - 1)),
+            "chance": constant(1 / (len(projected) - 1), features),
             "spread": spread(features),
         }
         return projected
@@ -106,8 +107,9 @@ def agreement(projected: Tensor) -> Tensor:
 
     `projected` [2N,D] holds the first views and then the second ones.
     """
-    z = functional.normalize(projected.float(), dim=1)
-    similar = z @ z.T
+    with torch.autocast(projected.device.type, enabled=False):
+        z = functional.normalize(projected.float(), dim=1)
+        similar = z @ z.T
     similar.fill_diagonal_(-torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
     return (similar.argmax(dim=1) == partner).float().mean()

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from fewmask.evidence.crossed import Values, estimate
 from fewmask.probing.pictures import (
     Counts,
     confusion_rows,
@@ -46,15 +47,16 @@ def result_of(
 ) -> ProbeResult:
     """Accuracies of every probe and encoder over the draws, and the differences in pairs."""
     truth = data.labels[draws[0].test]
-    accuracies: dict[tuple[str, str], list[float]] = {}
+    each: dict[tuple[str, str], list[Values]] = {}
     for answer in answers:
-        own = accuracies.setdefault((answer.probe, answer.encoder), [])
-        own.append(float((answer.classes == truth).mean()))
-    ordered = sorted(accuracies, key=lambda pair: ("linear", "knn", "finetune").index(pair[0]))
+        own = each.setdefault((answer.probe, answer.encoder), [])
+        own.append(np.asarray(answer.classes == truth, float))
+    right = {pair: np.stack(rows) for pair, rows in each.items()}
+    ordered = sorted(right, key=lambda pair: ("linear", "knn", "finetune").index(pair[0]))
     differences = {
-        probe: [a - b for a, b in zip(own, accuracies[probe, "random"], strict=True)]
-        for (probe, encoder), own in accuracies.items()
-        if encoder == "run" and (probe, "random") in accuracies
+        probe: own - right[probe, "random"]
+        for (probe, encoder), own in right.items()
+        if encoder == "run" and (probe, "random") in right
     }
     return ProbeResult(
         out=Path(settings.out),
@@ -67,7 +69,7 @@ def result_of(
         n_val=len(draws[0].val),
         n_test=len(truth),
         chance=float(np.bincount(truth).max() / len(truth)),
-        scores=tuple(_score(*pair, accuracies[pair]) for pair in ordered),
+        scores=tuple(_score(*pair, right[pair]) for pair in ordered),
         differences=tuple(
             _score(probe, "run less random", own) for probe, own in differences.items()
         ),
@@ -75,18 +77,18 @@ def result_of(
     )
 
 
-def _score(probe: str, encoder: str, values: Sequence[float]) -> ProbeScore:
-    return ProbeScore(probe, encoder, tuple(values), fmean(values), interval(values))
+def _score(probe: str, encoder: str, right: Values) -> ProbeScore:
+    """`right` [draws, test images]: 1 where an answer is right, or the difference of two such."""
+    values = tuple(right.mean(axis=1).tolist())
+    return ProbeScore(probe, encoder, values, fmean(values), interval(right))
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean; None of fewer than three values, where it says nothing."""
-    if len(values) < 3:
-        return None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+def interval(right: Values) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over draws and test images together; None of a single draw."""
+    found = estimate(right)
+    half = float(found.half_width())
+    mean = float(found.mean)
+    return None if math.isnan(half) else (mean - half, mean + half)
 
 
 def write_files(

@@ -74,7 +74,7 @@ def held_out(
 def draw(
     labels: Rows, test: NDArray[np.bool_], n: int | None, seed: int, number: int, src: str
 ) -> Draw:
-    """Draw `number` of n labelled pictures that are not test; all of them where n is None.
+    """Draw `number` of n labelled pictures that are not test; half of them where n is None.
 
     Classes keep their shares, and have two pictures at least. A fifth of the pictures validates,
     another one in every draw. Draws nest: those of a larger n hold those of a smaller one.
@@ -87,6 +87,8 @@ def draw(
             f"--train {n}: {src} leaves {len(rest)} images of {len(counts)} classes beside the "
             f"test set; expected {2 * len(counts)} to {len(rest)}"
         )
+    if n is None:
+        n = max(2 * len(counts), len(rest) // 2)
     shuffled = np.random.default_rng((seed, number)).permutation(rest)
     place, nth = np.empty(len(rest)), np.empty(len(rest), np.int64)
     for k, count in enumerate(counts):

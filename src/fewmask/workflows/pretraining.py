@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewmask import encoders
@@ -19,7 +22,7 @@ from fewmask.data.sources import ImageSet, open_images
 from fewmask.devices import make_fabric
 from fewmask.flags import near
 from fewmask.optimisation import Optimisation
-from fewmask.pretext import PRETEXTS, Pool, Pretext
+from fewmask.pretext import PRETEXTS, Pool, Pretext, PretextModule
 from fewmask.progress import progress
 from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
 from fewmask.settings import PretrainSettings
@@ -32,33 +35,74 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def pretrain(settings: PretrainSettings) -> PretrainResult:
-    """Pre-train an encoder; finish a half-finished run; return a finished one's result."""
+def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()) -> PretrainResult:
+    """Pre-train an encoder; finish a half-finished run; return a finished one's result.
+
+    Images of the names `leave_out` are not trained on; a study names those of its test set.
+    """
     settings = replace(settings, pretext=component(settings.pretext))
     make_fabric(settings.device, settings.devices, settings.precision)
     encoders.smp_name(settings.encoder)
     out = Path(settings.out)
     config = config_of(settings)
     refuse_others(out, config)
-    images = try_pretraining(settings)
-    done = read_result(out, PretrainResult, _key(settings, images))
+    images = try_pretraining(settings, leave_out)
+    done = read_result(out, PretrainResult, _key(settings, images, leave_out))
     if done:
         return done
     claim(out, config)
-    return launch(settings, _pretrain, PretrainResult)
+    return launch(settings, partial(_pretrain, leave_out=leave_out), PretrainResult)
 
 
-def try_pretraining(settings: PretrainSettings) -> ImageSet:
+def try_pretraining(
+    settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
+) -> ImageSet:
     """Everything that a user can have wrong, before the first step. Raises UserError."""
-    started_encoder(settings)
-    images, _ = open_pool(settings, download=settings.download)
+    encoder, _, _ = started_encoder(settings)
+    images, cache = open_pool(settings, download=settings.download)
+    rows = _kept(cache, settings, leave_out)
     probe_pairs(settings)
+    with torch.random.fork_rng(devices=[]):  # what doesn't go together says so when it is built
+        _task(settings, images, len(rows), settings.batch_size, 1, encoder)
     return images
 
 
-def _key(settings: PretrainSettings, images: ImageSet) -> str:
+def _task(
+    settings: PretrainSettings,
+    images: ImageSet,
+    n: int,
+    batch_size: int,
+    steps: int,
+    encoder: nn.Module,
+) -> PretextModule:
+    """The pretext task on an encoder. Raises UserError where they don't go together."""
+    names = images.label_names if images.labels else ()
+    pool = Pool(n, batch_size, steps, names)
+    task: PretextModule = component(settings.pretext).task(encoder, settings.size, pool)
+    return task
+
+
+def _key(settings: PretrainSettings, images: ImageSet, leave_out: frozenset[str]) -> str:
     start = start_key(settings.init, settings.weights, settings.encoder)
-    return key_of(config_of(settings), start, images.fingerprint())
+    return key_of(config_of(settings), start, *pool_facts(images, leave_out))
+
+
+def pool_facts(images: ImageSet, leave_out: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """What a key says of the pool: its content, and the names of what is left out, if anything."""
+    return (images.fingerprint(), *(("left out", *sorted(leave_out)) if leave_out else ()))
+
+
+def _kept(
+    cache: ImageCache, settings: PretrainSettings, leave_out: frozenset[str]
+) -> NDArray[np.int64]:
+    """The rows of a pool that are trained on. Raises UserError where fewer than two are left."""
+    rows = [row for row, name in enumerate(cache.names) if name not in leave_out]
+    if len(rows) < 2:
+        raise UserError(
+            f"{settings.images}: {len(rows)} images are left without the {len(leave_out)} that "
+            "are left out; pre-training compares at least 2. Name a pool without the test pictures"
+        )
+    return np.array(rows, np.int64)
 
 
 def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[ImageSet, ImageCache]:
@@ -87,41 +131,43 @@ def component(pretext: str | Pretext) -> Pretext:
     return PRETEXTS[pretext]()
 
 
-def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
+def _pretrain(
+    fabric: Fabric, settings: PretrainSettings, leave_out: frozenset[str]
+) -> PretrainResult:
     images, cache = open_pool(settings)
+    rows = _kept(cache, settings, leave_out)
     out = Path(settings.out)
-    key = _key(settings, images)
+    key = _key(settings, images, leave_out)
     if cache.skipped:
         say(
             fabric,
             f"warning: {len(cache.skipped)} undecodable images left out, the first: "
             f"{cache.skipped[0]}",
         )
-    stream = _pool_stream(images, cache, settings, fabric)
+    stream = _pool_stream(images, cache, rows, settings, fabric)
     encoder, transfer, start = started_encoder(settings)
     if transfer:
         say(fabric, f"loaded {transfer.sentence()}")
     chosen = component(settings.pretext)
     steps = settings.steps or (settings.epochs or 20) * stream.steps_per_epoch
     torch.manual_seed(settings.seed + 1)
-    names = images.label_names if images.labels else ()
-    task = chosen.task(encoder, settings.size, Pool(len(cache.names), stream.size, steps, names))
+    task = _task(settings, images, len(rows), stream.size, steps, encoder)
     task.to(memory_format=torch.channels_last)
     optimisation = Optimisation(
         settings.optimizer,
-        settings.lr or default_lr(settings.optimizer, stream.size) * getattr(chosen, "rate", 1.0),
+        settings.lr or default_lr(settings.optimizer, stream.size) * task.rate,
         settings.weight_decay,
         settings.schedule,
         settings.warmup,
-        getattr(chosen, "beta1", 0.9),
+        task.beta1,
     )
     title = f"{chosen.name} on {images.pool}"
     with progress(title) as report:
         run = Run(out, key, steps, optimisation, "last", report)
         pairs = probe_pairs(settings)
-        watch = Watch(fabric, task, cache, settings.size, settings.seed, out, pairs)
+        watch = Watch(fabric, task, cache, rows, settings.size, settings.seed, out, pairs)
         watch.begin()
-        check = Check(max(1, steps // TIMES), watch, prefix="")
+        check = Check(-(-steps // TIMES), watch, prefix="")
         fitted = fit(fabric, task, task.groups(), stream, run, check)
     last = fitted.rows[-1] if fitted.rows else {}
     result = PretrainResult(
@@ -130,7 +176,7 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
         pretext=chosen.name,
         steps=fitted.steps,
         seconds=fitted.seconds,
-        images=len(cache.names),
+        images=len(rows),
         loss=fitted.loss,
         moved=moved(start, encoder),
         transfer=transfer,
@@ -153,6 +199,7 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
             pool=images.pool,
             fingerprint=images.fingerprint(),
             skipped=list(cache.skipped),
+            left_out=len(cache.names) - len(rows),
             start=watch.start,
             last=last,
         )
@@ -160,11 +207,15 @@ def _pretrain(fabric: Fabric, settings: PretrainSettings) -> PretrainResult:
 
 
 def _pool_stream(
-    images: ImageSet, cache: ImageCache, settings: PretrainSettings, fabric: Fabric
+    images: ImageSet,
+    cache: ImageCache,
+    rows: NDArray[np.int64],
+    settings: PretrainSettings,
+    fabric: Fabric,
 ) -> Stream:
     stream = Stream(
         cache,
-        range(len(cache.names)),
+        rows.tolist(),
         settings.batch_size,
         settings.seed,
         fabric.global_rank,

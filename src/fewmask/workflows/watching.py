@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -96,6 +97,8 @@ class Watch:
     fabric: Fabric
     task: PretextModule
     cache: ImageCache
+    rows: NDArray[np.int64]
+    """Of the cache, those that are trained on."""
     size: int
     seed: int
     out: Path
@@ -119,8 +122,8 @@ class Watch:
         return found
 
     def _look(self) -> dict[str, float | None]:
-        n = len(self.cache.names)
-        rows = np.unique(np.linspace(0, n - 1, min(n, WATCHED)).astype(int))
+        n = len(self.rows)
+        rows = self.rows[np.unique(np.linspace(0, n - 1, min(n, WATCHED)).astype(int))]
         encoder = self.task.encoder
         features = frozen_features(encoder, self.cache, rows, self.size, self.fabric.device)
         finite = bool(torch.isfinite(features).all())
@@ -133,7 +136,7 @@ class Watch:
         return found
 
     def _warn(self, step: int, found: dict[str, float | None]) -> None:
-        if self.warned or len(self.cache.names) <= 2:
+        if self.warned or len(self.rows) <= 2:
             return
         words = collapse(found, self.start)
         if words:
@@ -145,7 +148,7 @@ class Watch:
             )
 
     def _draw(self, step: int) -> None:
-        rows = np.arange(min(SHOWN, len(self.cache.names)))
+        rows = self.rows[:SHOWN]
         batch = Batch(
             torch.from_numpy(self.cache.images[rows]).permute(0, 3, 1, 2),
             torch.from_numpy(rows),
