@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = ["UserError", "__version__", "check", "demo", "evaluate", "export", "finetune", "predict"]
-__all__ += ["pretrain", "probe", "report", "study"]
+__all__ += ["pretrain", "probe", "report", "similarity", "study", "suggest"]
 
 if TYPE_CHECKING:
     from fewmask.api import (
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         pretrain,
         probe,
         report,
+        similarity,
         study,
+        suggest,
     )
     from fewmask.types import UserError
 
@@ -36,3 +38,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(api, name)
     raise AttributeError(f"module 'fewmask' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

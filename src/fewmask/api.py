@@ -27,7 +27,9 @@ from fewmask.settings import (
     PretrainSettings,
     ProbeSettings,
     ReportSettings,
+    SimilaritySettings,
     StudySettings,
+    SuggestSettings,
 )
 from fewmask.types import (
     CheckResult,
@@ -36,7 +38,9 @@ from fewmask.types import (
     PredictResult,
     PretrainResult,
     ProbeResult,
+    SimilarityResult,
     StudyResult,
+    SuggestResult,
     UserError,
 )
 
@@ -87,6 +91,22 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 def probe(settings: ProbeSettings) -> ProbeResult:
     """Linear and k-NN probes of an encoder on labelled images, beside a random encoder."""
     from fewmask.probing.command import probe as work
+
+    return work(settings)
+
+
+@_with_settings(SuggestSettings)
+def suggest(settings: SuggestSettings) -> SuggestResult:
+    """Which images to label next; leaves a list, a contact sheet and the labelling tools' files."""
+    from fewmask.suggesting.command import suggest as work
+
+    return work(settings)
+
+
+@_with_settings(SimilaritySettings)
+def similarity(settings: SimilaritySettings) -> SimilarityResult:
+    """How far image sets are from a target set; leaves similarity.csv and pictures."""
+    from fewmask.distances.command import similarity as work
 
     return work(settings)
 

@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "predict": "masks and overlays for images of any size",
     "export": "a run's model in another format, checked against the original",
     "probe": "an encoder's features under linear and k-NN probes",
+    "suggest": "which images to label next, with drafts for Label Studio and CVAT",
+    "similarity": "how far image sets are from a target set",
     "study": "compare starting points x label budgets x repeats",
     "report": "table, figures and page of a study again",
 }
@@ -28,10 +30,11 @@ POSITIONAL = {
     "predict": ("run", "paths"),
     "export": ("run",),
     "probe": ("run",),
+    "similarity": ("sources",),
     "study": ("plan",),
     "report": ("study",),
 }
-REPEATED = {"check": ("images",)}
+REPEATED = {"similarity": ("extractor",), "check": ("images",)}
 CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
 """Commands with a component whose own flags join theirs: the flag that names it, the default."""
 
@@ -284,6 +287,35 @@ def run_probe(settings: Any) -> int:
     return 0
 
 
+def run_suggest(settings: Any) -> int:
+    """Suggest images, then what they were chosen from and by."""
+    from fewmask import api
+
+    result = api.suggest(**vars(settings))
+    if result.transfer:
+        print(f"loaded {result.transfer.sentence()}")
+    print(
+        f"{result.images} images, {result.labelled} of them labelled, {result.repeated} repeats: "
+        f"{result.candidates} to choose from"
+    )
+    print(f"{len(result.suggestions)} suggested by {result.why}")
+    print(result.features)
+    print(f"list: {result.out / 'suggested.csv'}")
+    print(f"to look at: {result.out / 'contact_sheet.png'}")
+    return 0
+
+
+def run_similarity(settings: Any) -> int:
+    """Compare image sets, then a table an extractor, the nearest first."""
+    from fewmask import api
+    from fewmask.distances.outcome import table_text
+
+    result = api.similarity(**vars(settings))
+    print(table_text(result))
+    print(f"table: {result.out / 'similarity.csv'}")
+    return 0
+
+
 def run_study(settings: Any) -> int:
     """Run a study, then its table."""
     import shlex
@@ -319,6 +351,8 @@ RUN: dict[str, Callable[[Any], int]] = {
     "predict": run_predict,
     "export": run_export,
     "probe": run_probe,
+    "suggest": run_suggest,
+    "similarity": run_similarity,
     "study": run_study,
     "report": run_report,
 }

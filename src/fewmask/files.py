@@ -54,7 +54,11 @@ def append_text(path: Path, text: str) -> None:
 
 
 def refused(path: Path | str, problem: OSError) -> UserError:
-    """The error of a file that the system does not let us write."""
+    """The error of a file that the system does not let us write (or, without a right, read)."""
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        return UserError(
+            f"{path}: {problem.strerror}. Give the permission there, or choose another place"
+        )
     return UserError(
         f"{path}: cannot be written ({problem.strerror or problem}). "
         "Make room or give the permission there, or choose another --out"

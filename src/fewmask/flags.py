@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 def near(word: str, known: Sequence[str]) -> str:
     """The words `; near: a, b`, or nothing where no known word is near."""
-    found = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    found = difflib.get_close_matches(word, dict.fromkeys(known), n=3, cutoff=0.5)
     return f"; near: {', '.join(found)}" if found else ""
 
 

@@ -56,10 +56,11 @@ def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
     folder = Path(run)
     if not folder.is_dir():
         raise UserError(f"{run}: no such folder; expected the --out of a fewmask finetune")
-    if not (folder / "model.json").exists() or not (folder / "model.safetensors").exists():
+    missing = [n for n in ("model.json", "model.safetensors") if not (folder / n).exists()]
+    if missing:
         unfinished = (folder / "config.toml").exists() and not (folder / "result.json").exists()
         mend = "Run its command again to finish it" if unfinished else "Name one"
-        raise UserError(f"{run}: holds no model.safetensors of a fine-tuning run. {mend}")
+        raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
     try:
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         segmenter, geometry = rebuild(described)

@@ -72,10 +72,13 @@ def write_result(folder: Path, result: Any, **more: Any) -> None:
     (folder / "state.pt").unlink(missing_ok=True)
 
 
-def read_result(out: Path, kind: type[Result], key: str | None = None) -> Result | None:
+def read_result(
+    out: Path, kind: type[Result], key: str | None = None, product: str | None = None
+) -> Result | None:
     """The result of a finished run, or None.
 
-    Raises UserError where it is that of another `key`: the same settings on other data.
+    Raises UserError where it is that of another `key`: the same settings on other data; and where
+    the file that the run was made for, its `product`, is gone.
     """
     path = out / "result.json"
     if not path.exists():
@@ -86,7 +89,14 @@ def read_result(out: Path, kind: type[Result], key: str | None = None) -> Result
             f"{out}: finished with other images, masks or starting weights than there are now. "
             "Choose another --out"
         )
+    if product is not None and not (out / product).exists():
+        raise UserError(
+            f"{out}: finished, but its {product} is gone. Bring the file back, or delete "
+            f"{path} to train again"
+        )
     transfer = table.get("transfer")
     known = {k: v for k, v in table.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-    known |= {"out": out, "transfer": Transfer(**transfer) if transfer else None}
+    known["out"] = out
+    if transfer:
+        known["transfer"] = Transfer(**transfer)
     return kind(**known)

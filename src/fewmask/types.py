@@ -176,8 +176,8 @@ class ProbeScore:
     values: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
-    """95 % interval of the mean over the draws of the training images and over the test images; None
-    of a single draw."""
+    """95 % interval of the mean over the draws of the training images and over the test images;
+    None of a single draw."""
 
 
 @dataclass(frozen=True)

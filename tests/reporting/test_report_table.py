@@ -88,9 +88,18 @@ def test_the_recipe_best_names_its_loss(make_study: Callable[..., Path], tmp_pat
 
 
 def test_no_results_yet(make_study: Callable[..., Path], tmp_path: Path) -> None:
-    study = make_study(tmp_path, ("scratch",), panels=False)
+    study = make_study(tmp_path, ("scratch",), panels=False, done=0)
     (study / "results.csv").unlink()
     assert [row["Repeats"] for row in table_rows(study)] == ["0 of 3"] * 3
+
+
+def test_results_that_are_gone_are_no_empty_table(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = make_study(tmp_path, ("scratch",), panels=False)
+    (study / "results.csv").unlink()
+    with pytest.raises(UserError, match=r"results\.csv is gone, though 9 cells are finished"):
+        table_rows(study)
 
 
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:

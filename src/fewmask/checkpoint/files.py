@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     require_file(path)
+    if not os.access(path, os.R_OK):  # safetensors would call it missing
+        raise UserError(
+            f"{path}: cannot be read (Permission denied). Give the permission to read it"
+        )
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError) as problem:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from fewmask.data import classes
-from fewmask.data.cache import in_order
-from fewmask.data.duplicates import groups
-from fewmask.data.images import Undecodable
-from fewmask.data.looks import Seen, cannot, look_at, odd_ending, pixel_hash, thumbnails
+from fewmask.data.duplicates import SIDE, Thumbs, groups
+from fewmask.data.leakage import (
+    Pictures,
+    Shared,
+    counted,
+    first_few,
+    overlap,
+    pair_pictures,
+    repeats,
+    seen_pictures,
+    shared,
+)
+from fewmask.data.looks import Seen, SeenImages, look_at, look_at_images, thumbnails
 from fewmask.data.sources import (
-    ImageItem,
     ImageSet,
     MaskOptions,
     Pair,
@@ -41,6 +52,10 @@ class PairReport:
     hashes: tuple[str, ...]
     n: int
     mask_pixels: tuple[tuple[int, ...], ...]
+    thumbs: Thumbs = field(
+        default_factory=lambda: np.zeros((0, SIDE, SIDE), np.uint8), compare=False, repr=False
+    )
+    """uint8 [n,48,48], of the images."""
 
     @property
     def class_pixels(self) -> tuple[int, ...]:
@@ -70,19 +85,20 @@ def check_pairs(
     faults = [*pairs.faults, *(fault for one in seen for fault in one.faults)]
     warnings = [warning for one in seen for warning in one.warnings]
     whole = [(pair, one) for pair, one in zip(pairs.items, seen, strict=True) if one.values]
-    labels = labels or pairs.labels
+    of_run, labels = labels, labels or pairs.labels
     if labels is None:
         values = {value for _, one in whole for value, _ in one.values}
         labels, wrong = classes.infer(pairs.options, values, pairs.table)
         faults += [f"{pairs.src}: {fault}" for fault in wrong]
-    outside = _outside(pairs, whole, labels)
+    outside = _outside(pairs, whole, labels, of_run)
     counts = tuple(_class_pixels(one, labels) for one in seen)
     if not pairs.items and not faults:
         faults.append(f"{pairs.src}: holds no pair of image and mask. Add some")
     if whole and not outside:
         warnings += _one_class(whole, labels) + _absent(pairs, labels, counts)
     hashes = tuple(one.hash or f"undecodable {row}" for row, one in enumerate(seen))
-    found = groups(thumbnails(seen), hashes)
+    thumbs = thumbnails(seen)
+    found = groups(thumbs, hashes)
     for group in found:
         names = ", ".join(pairs.items[row].image.where for row in group)
         warnings.append(f"{names}: one picture {len(group)} times; a split keeps them on one side")
@@ -94,13 +110,16 @@ def check_pairs(
         hashes=hashes,
         n=len(pairs.items),
         mask_pixels=counts,
+        thumbs=thumbs,
     )
 
 
 # --- classes --------------------------------------------------------------------------------------
 
 
-def _outside(pairs: PairSet, whole: Sequence[tuple[Pair, Seen]], labels: Labels) -> tuple[str, ...]:
+def _outside(
+    pairs: PairSet, whole: Sequence[tuple[Pair, Seen]], labels: Labels, of_run: Labels | None
+) -> tuple[str, ...]:
     """A fault for every mask with a value that is no class, and what to pass."""
     every = {v for _, one in whole for v, _ in one.values}
     advice = classes.advice(every, pairs.options, pairs.table)
@@ -112,6 +131,13 @@ def _outside(pairs: PairSet, whole: Sequence[tuple[Pair, Seen]], labels: Labels)
                 f"The run knows no {', '.join(strange)}, only {', '.join(labels.names)}. "
                 "Pass --ignore with its value, or --classes to call all by the run's names"
             )
+    elif of_run is not None and pairs.options.mask_values is None:
+        known = ", ".join(of_run.names)
+        advice = (
+            f"The run knows {of_run.n_classes} classes ({known}): score it on masks of these. Pass "
+            "--ignore with a value that is to be left out, or --mask-values with the values of "
+            "these classes, if they are others"
+        )
     if pairs.labels is not None:  # a known layout: no flag gives its values another meaning
         advice = "Download it again, or remove the pair"
     faults = []
@@ -165,58 +191,97 @@ def _absent(pairs: PairSet, labels: Labels, counts: Sequence[Sequence[int]]) -> 
 # --- images without masks, and the command --------------------------------------------------------
 
 
+MOST_NEAR = 10
+"""Near copies within a pool that are named one by one."""
+
+
 def check_images(
     images: ImageSet, *, progress: Report | None = None, workers: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """(faults, warnings) of a pool: files that cannot be decoded, exact copies, odd endings."""
-    faults: list[str] = []
+    """(faults, warnings) of a pool: files that cannot be decoded, copies, odd endings."""
+    seen = look_at_images(images.items, progress, workers)
+    pictures = seen_pictures(images, seen)
+    return list(seen.faults.values()), _pool_warnings(images, seen, _own(pictures))
+
+
+def _pool_warnings(images: ImageSet, seen: SeenImages, own: Sequence[Shared]) -> list[str]:
+    first = {one.right.where: one.left.where for one in own if one.exact}
     warnings: list[str] = []
-    first: dict[str, str] = {}
-    for i, (fault, name, odd) in enumerate(in_order(_look_at_image, images.items, workers)):
-        item = images.items[i]
-        if fault:
-            faults.append(fault)
-        elif name in first:
-            warnings.append(f"{item.where}: the same pixels as {first[name]}")
-        else:
-            first[name] = item.where
-        warnings += odd
-        if progress:
-            progress(i + 1, len(images.items))
-    return faults, warnings
+    for row, item in enumerate(images.items):
+        if item.where in first:
+            warnings.append(f"{item.where}: the same pixels as {first[item.where]}")
+        warnings += seen.warnings.get(row, ())
+    near = [one for one in own if not one.exact]
+    warnings += [f"{one.right.where}: a copy of {one.left.where}" for one in near[:MOST_NEAR]]
+    if len(near) > MOST_NEAR:
+        warnings.append(f"{images.src}: and {len(near) - MOST_NEAR} more pairs of near copies")
+    return warnings
 
 
-def _look_at_image(item: ImageItem) -> tuple[str, str, list[str]]:
-    """(fault, hash of the pixels, warnings)."""
-    try:
-        return "", pixel_hash(item.pixels()), odd_ending(item)
-    except Undecodable as problem:
-        return cannot(problem), "", []
+def _own(pictures: Pictures) -> list[Shared]:
+    with shown(f"comparing {pictures.src}") as report:
+        return shared(repeats(pictures, report), pictures, pictures)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one source's check has found; `pictures` are None where it could not be opened."""
+
+    faults: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    pictures: Pictures | None = None
+    own: Sequence[Shared] = ()
 
 
 def check(settings: CheckSettings) -> CheckResult:
-    """Everything that is wrong with the pairs and pools named. Raises UserError for none named."""
+    """Everything that is wrong with the pairs and pools named, and the pictures that they share.
+
+    With `out` duplicates.csv and, where there are any, duplicates.png are left there. Raises
+    UserError for no source named.
+    """
     if settings.pairs is None and not settings.images:
         raise UserError("nothing to check: pass --pairs SRC, --images SRC, or both")
-    faults: list[str] = []
-    warnings: list[str] = []
-    notes: list[str] = []
     sources = [(src, _check_pool) for src in settings.images]
     if settings.pairs is not None:
         sources.insert(0, (settings.pairs, _check_pairs))
-    for src, look in sources:
-        try:
-            found = look(src, settings)
-        except UserError as mistake:
-            faults += mistake.faults
-        else:
-            faults += found.faults
-            warnings += found.warnings
-            notes += found.notes
+    every = [_looked(look, src, settings) for src, look in sources]
+    copies = [(one.pictures.src, one.pictures.src, pair)
+              for one in every if one.pictures for pair in one.own]  # fmt: skip
+    warnings = [warning for one in every for warning in one.warnings]
+    notes = [note for one in every for note in one.notes]
+    pairs = every[0].pictures if settings.pairs is not None else None
+    for pool in every[1:] if pairs else ():
+        if pairs and pool.pictures:
+            found, words = _in_both(pool.pictures, pairs)
+            copies += [(pool.pictures.src, pairs.src, pair) for pair in found]
+            warnings += [words] if found else []
+    if settings.out is not None:
+        from fewmask.data.sides import write_copies
+
+        notes += write_copies(Path(settings.out), copies)
+    faults = [fault for one in every for fault in one.faults]
     return CheckResult(tuple(faults), tuple(warnings), tuple(notes))
 
 
-def _check_pairs(src: str, settings: CheckSettings) -> CheckResult:
+def _looked(look: Callable[[str, CheckSettings], _Found], src: str, s: CheckSettings) -> _Found:
+    try:
+        return look(src, s)
+    except UserError as mistake:
+        return _Found(faults=mistake.faults)
+
+
+def _in_both(pool: Pictures, pairs: Pictures) -> tuple[list[Shared], str]:
+    """Pictures of a pool that are also among the pairs, and the warning that says so."""
+    with shown(f"comparing {pool.src} with {pairs.src}") as report:
+        found = shared(overlap(pool, pairs, report), pool, pairs)
+    return found, (
+        f"{pool.src}: {counted(found, len(pool.items))} are also in {pairs.src}: "
+        f"{first_few(found)}. A study leaves out those of its test set; pretrain takes them all"
+    )
+
+
+def _check_pairs(src: str, settings: CheckSettings) -> _Found:
     options = MaskOptions(settings.border, settings.classes, settings.ignore, settings.mask_values)
     pairs = open_pairs(src, options, download=settings.download)
     with shown(f"checking {src}") as report:
@@ -226,12 +291,17 @@ def _check_pairs(src: str, settings: CheckSettings) -> CheckResult:
         f"{name} {100 * n / pixels:.1f} %"
         for name, n in zip(found.labels.names, found.class_pixels, strict=True)
     )
-    return CheckResult(found.faults, found.warnings, (f"{src}: {found.n} pairs; pixels: {shares}",))
+    note = f"{src}: {found.n} pairs; pixels: {shares}"
+    pictures = pair_pictures(pairs, found.hashes, found.thumbs)
+    return _Found(found.faults, found.warnings, (note,), pictures, _own(pictures))
 
 
-def _check_pool(src: str, settings: CheckSettings) -> CheckResult:
+def _check_pool(src: str, settings: CheckSettings) -> _Found:
     images = open_images(src, download=settings.download)
     with shown(f"checking {src}") as report:
-        faults, warnings = check_images(images, progress=report, workers=settings.workers)
+        seen = look_at_images(images.items, report, settings.workers)
+    pictures = seen_pictures(images, seen)
+    own = _own(pictures)
     note = f"{src}: {len(images.items)} images, {images.other_files} other files"
-    return CheckResult(tuple(faults), tuple(warnings), (note,))
+    warnings = _pool_warnings(images, seen, own)
+    return _Found(tuple(seen.faults.values()), warnings, (note,), pictures, own)

@@ -184,6 +184,12 @@ def advice(every: Iterable[int], options: MaskOptions, table: ClassTable | None 
         return f"Pass {flag} to map them, or re-save the mask"
     if IGNORED in values and below == list(range(len(below))) and options.ignore is None:
         return "Pass --ignore 255 if those pixels are to be left out, or re-save the mask"
+    if IGNORED in values and options.ignore is None:
+        classes = ",".join(map(str, below))
+        return (
+            f"Pass --ignore 255 --mask-values {classes} if 255 marks pixels to be left out, {flag} "
+            "if it is a class, or re-save the mask"
+        )
     if named:
         return f"Name every class with --classes or {flag}, or re-save the mask"
     return (

@@ -6,23 +6,23 @@ import contextlib
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fewmask.data.cache import cache_root, in_order, stamps
-from fewmask.data.duplicates import thumbnail
+from fewmask.data.duplicates import SIDE, Thumbs, thumbnail
 from fewmask.data.images import Pixels, Undecodable, format_of
 from fewmask.data.sources import ImageItem, Pair, PairSet
-from fewmask.files import write_json_atomic
+from fewmask.files import write_atomic, write_json_atomic
 from fewmask.types import UserError
 
 Report = Callable[[int, int], None]
+BLANK = np.zeros((SIDE, SIDE), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _remembered(path: Path, n: int) -> list[Seen] | None:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         seen = [Seen(**{k: _tuples(v) for k, v in row.items()}) for row in rows]
-        readable = len(seen) == n and thumbnails(seen).shape == (n, 256)
+        readable = len(seen) == n == len(thumbnails(seen))
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return seen if readable else None
@@ -98,7 +98,7 @@ def _look(pair: Pair) -> Seen:
         faults=tuple(faults),
         warnings=tuple(warnings),
         hash="" if pixels is None else pixel_hash(pixels),
-        thumb=_packed(np.zeros(256, np.float32) if pixels is None else thumbnail(pixels)),
+        thumb=_packed(BLANK if pixels is None else thumbnail(pixels)),
         values=tuple((value, n) for value, n in enumerate(counts) if n),
     )
 
@@ -115,14 +115,78 @@ def pixel_hash(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def _packed(thumb: NDArray[np.float32]) -> str:
-    return b64encode(thumb.astype("<f4").tobytes()).decode()
+def _packed(thumb: Thumbs) -> str:
+    return b64encode(thumb.tobytes()).decode()
 
 
-def thumbnails(seen: Sequence[Seen]) -> NDArray[np.float32]:
-    """float32 [N,256]."""
-    rows = [np.frombuffer(b64decode(one.thumb), "<f4") for one in seen]
-    return np.stack(rows).astype(np.float32) if rows else np.empty((0, 256), np.float32)
+def thumbnails(seen: Sequence[Seen]) -> Thumbs:
+    """uint8 [N,48,48]. Raises ValueError where one is of another size."""
+    rows = [np.frombuffer(b64decode(one.thumb), np.uint8).reshape(SIDE, SIDE) for one in seen]
+    return np.stack(rows) if rows else np.empty((0, SIDE, SIDE), np.uint8)
+
+
+# --- images without masks -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """A pool, decoded: `hashes` [N] of the pixels ("" where undecodable), `thumbs` uint8
+    [N,48,48], and by row what is wrong or odd."""
+
+    hashes: tuple[str, ...]
+    thumbs: Thumbs
+    faults: Mapping[int, str]
+    warnings: Mapping[int, tuple[str, ...]]
+
+
+def look_at_images(
+    items: Sequence[ImageItem], progress: Report | None = None, workers: int | None = None
+) -> SeenImages:
+    """Every image decoded; remembered in the cache folder while the files stay as they are."""
+    path = cache_root() / "checks" / f"{stamps(items, 'images seen')}.json"
+    remembered = _remembered_images(path, len(items))
+    if remembered is not None:
+        return remembered
+    hashes: list[str] = []
+    faults: dict[int, str] = {}
+    warnings: dict[int, tuple[str, ...]] = {}
+    thumbs = np.zeros((len(items), SIDE, SIDE), np.uint8)
+    for row, (fault, digest, odd, thumb) in enumerate(in_order(_look_at_image, items, workers)):
+        hashes.append(digest)
+        thumbs[row] = thumb
+        faults |= {row: fault} if fault else {}
+        warnings |= {row: tuple(odd)} if odd else {}
+        if progress:
+            progress(row + 1, len(items))
+    seen = SeenImages(tuple(hashes), thumbs, faults, warnings)
+    with contextlib.suppress(OSError, UserError):
+        write_atomic(path.with_suffix(".npy"), lambda file: np.save(file, thumbs))
+        told = {name: list(by_row.items()) for name, by_row in
+                (("faults", faults), ("warnings", warnings))}  # fmt: skip
+        write_json_atomic(path, {"hashes": hashes, **told})
+    return seen
+
+
+def _remembered_images(path: Path, n: int) -> SeenImages | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        thumbs = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        hashes = tuple(map(str, found["hashes"]))
+        faults = {int(row): str(fault) for row, fault in found["faults"]}
+        warnings = {int(row): tuple(map(str, odd)) for row, odd in found["warnings"]}
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
+        return None
+    whole = len(hashes) == n and thumbs.shape == (n, SIDE, SIDE) and thumbs.dtype == np.uint8
+    return SeenImages(hashes, thumbs, faults, warnings) if whole else None
+
+
+def _look_at_image(item: ImageItem) -> tuple[str, str, list[str], Thumbs]:
+    """(fault, hash of the pixels, warnings, thumbnail)."""
+    try:
+        pixels = item.pixels()
+        return "", pixel_hash(pixels), odd_ending(item), thumbnail(pixels)
+    except Undecodable as problem:
+        return cannot(problem), "", [], BLANK
 
 
 FORMATS = {

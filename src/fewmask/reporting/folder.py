@@ -61,6 +61,22 @@ class StudyFolder:
     def done(self) -> tuple[dict[str, str], ...]:
         return tuple(row for row in self.rows if row["status"] == "done")
 
+    @property
+    def leakage(self) -> tuple[str, ...]:
+        """A sentence for each way in which pools, test set and other pairs share pictures."""
+        found = self.plan.get("leakage") or {}
+        said = []
+        if words := _copies(found.get("test", {}), "test picture"):
+            said.append(f"{words} among the pairs to train on, too: the scores may flatter.")
+        for pool in found.get("pool", {}).values():
+            of_pool = f"image of the pool {pool['pool']}"
+            if words := _copies(pool["test"], of_pool, "show"):
+                done = "left out of" if pool["left_out"] else "used in"
+                said.append(f"{words} test pictures; they were {done} pre-training.")
+            if words := _copies(pool["train_or_validation"], of_pool, "show"):
+                said.append(f"{words} pictures to train or validate on; they stayed in.")
+        return tuple(said)
+
     def masks(self, budget: Budget) -> int:
         """The labelled pairs of a budget, those for validation included."""
         for row in self.rows:
@@ -90,9 +106,13 @@ def read_study(path: Path) -> StudyFolder:
     if not file.is_file():
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
     plan = _json_object(file)
-    return StudyFolder(
-        path, plan, _rows(path / "results.csv"), _cells(path / "cells", plan.get("cells"))
-    )
+    cells = _cells(path / "cells", plan.get("cells"))
+    if cells and not (path / "results.csv").is_file():
+        raise UserError(
+            f"{path}: results.csv is gone, though {len(cells)} cells are finished. Run the study's "
+            "command again to write it"
+        )
+    return StudyFolder(path, plan, _rows(path / "results.csv"), cells)
 
 
 def budget_label(budget: Budget) -> str:
@@ -102,6 +122,17 @@ def budget_label(budget: Budget) -> str:
     ('20 %', '8 masks')
     """
     return f"{budget} masks" if isinstance(budget, int) else f"{100 * budget:.4g} %"
+
+
+def _copies(shared: dict[str, Any], what: str, verb: str | None = None) -> str:
+    """`3 images of the pool (1 with equal pixels, 2 copies) show`; empty where there are none."""
+    exact, near = int(shared.get("exact", 0)), int(shared.get("near", 0))
+    n = exact + near
+    if not n:
+        return ""
+    named = what if n == 1 else what.replace("image", "images", 1).replace("picture", "pictures", 1)
+    does = ("is" if n == 1 else "are") if verb is None else f"{verb}{'s' * (n == 1)}"
+    return f"{n} {named} ({exact} of equal pixels, {near} altered copies) {does}"
 
 
 def _json_object(file: Path) -> dict[str, Any]:

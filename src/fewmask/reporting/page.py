@@ -92,6 +92,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "planned": len(study.rows),
         "findings": said,
         "facts": facts(study),
+        "leakage": study.leakage,
         "arms": [(arm, sentences.get(arm, "")) for arm in study.arms],
         "baseline": study.baseline,
         "table": grouped(study_rows(study), "Model"),

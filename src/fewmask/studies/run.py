@@ -45,7 +45,8 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
     study.looks = looks_of(study, settings)
     cells = [*plan.cells(), *beyond(study)]
     write_facts(study, command, cells)
-    tell(study.leakage, out)
+    _say_others(study, cells)
+    tell(study.leakage, len(study.split.test), out)
     _run_missing(study, cells)
     while settings.until_decided:
         open_ones = undecided(out)
@@ -74,6 +75,18 @@ def _run_missing(study: Study, cells: list[Cell]) -> None:
             )
             _run_cell(study, cell)
             write_results(study, cells)
+
+
+def _say_others(study: Study, cells: list[Cell]) -> None:
+    """Finished cells of other settings are kept, but are in no table."""
+    own = {study.key(cell) for cell in cells}
+    done = {path.parent.name for path in (study.out / "cells").glob("*/result.json")}
+    if done - own:
+        print(
+            f"warning: {study.out}: {len(done - own)} finished cells are of other settings; they "
+            "stay in cells/ and are not in the results",
+            file=sys.stderr,
+        )
 
 
 def _say_undecided(found: list[Verdict]) -> None:

@@ -93,7 +93,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     budget = own_budget(settings, prepared)
     class_weights(settings.class_weights, prepared.checked, budget.train)
     start_model(settings, prepared.checked.labels)
-    done = read_result(out, FinetuneResult, _key(settings, prepared))
+    done = read_result(out, FinetuneResult, _key(settings, prepared), "model.safetensors")
     if done:
         return done
     claim(out, config_of(settings))

@@ -47,7 +47,8 @@ def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
     config = config_of(settings)
     refuse_others(out, config)
     images = try_pretraining(settings, leave_out)
-    done = read_result(out, PretrainResult, _key(settings, images, leave_out))
+    key = _key(settings, images, leave_out)
+    done = read_result(out, PretrainResult, key, "encoder.safetensors")
     if done:
         return done
     claim(out, config)

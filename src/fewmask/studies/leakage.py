@@ -1,0 +1,148 @@
+"""What a study's pools, training pairs and test set share, found before the first step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewmask.data.leakage import (
+    Pictures,
+    Shared,
+    counted,
+    first_few,
+    overlap,
+    pair_pictures,
+    pool_pictures,
+    repeats,
+    shared,
+)
+from fewmask.data.sides import Copy, write_sides
+from fewmask.data.sources import open_images
+from fewmask.data.split import Split
+from fewmask.progress import progress
+from fewmask.settings import StudySettings
+from fewmask.studies.grid import Plan
+from fewmask.workflows import Prepared
+
+
+@dataclass(frozen=True)
+class PoolLeak:
+    """Pictures of a pool that are also labelled: in the test set, and in the rest of the pairs."""
+
+    src: str
+    name: str
+    images: int
+    test: tuple[Shared, ...]
+    rest: tuple[Shared, ...]
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Everything that a study shares. `left_out` are names of images by the pool's source;
+    `labelled` are copies in the test set of pairs to train on, `within` those on one side.
+    """
+
+    pools: tuple[PoolLeak, ...] = ()
+    labelled: tuple[Shared, ...] = ()
+    within: tuple[Shared, ...] = ()
+    left_out: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What study.json says."""
+        pools = {
+            pool.src: {
+                "pool": pool.name,
+                "images": pool.images,
+                "left_out": len(self.left_out.get(pool.src, ())),
+                "test": _facts(pool.test),
+                "train_or_validation": _facts(pool.rest),
+            }
+            for pool in self.pools
+        }
+        return {"pool": pools, "test": _facts(self.labelled)}
+
+    def copies(self) -> list[Copy]:
+        """All of it as a picture shows it, the worst first."""
+        return [
+            *(("test", "train or validation", one) for one in self.labelled),
+            *((pool.name, "test", one) for pool in self.pools for one in pool.test),
+            *((pool.name, "train or validation", one) for pool in self.pools for one in pool.rest),
+            *(("pairs", "pairs, on one side", one) for one in self.within),
+        ]
+
+
+def find_leakage(plan: Plan, prepared: Prepared, split: Split, settings: StudySettings) -> Leakage:
+    """Compare the pools of the arms with the pairs, and the pairs with each other.
+
+    Looking again costs a listing: what was found is remembered in the cache folder.
+    """
+    checked = prepared.checked
+    pairs = pair_pictures(prepared.pairs, checked.hashes, checked.thumbs)
+    test = frozenset(split.test)
+    within, labelled = [], []
+    with progress("comparing pairs") as report:
+        alike = repeats(pairs, report)
+    for exact, rows in ((True, alike.exact), (False, alike.near)):
+        for i, j in rows:
+            if (i in test) == (j in test):
+                within.append(Shared(exact, pairs.items[i], pairs.items[j]))
+            else:
+                a, b = (i, j) if i in test else (j, i)
+                labelled.append(Shared(exact, pairs.items[a], pairs.items[b]))
+    sources = dict.fromkeys(arm.pretrain.images for arm in plan.arms if arm.pretrain)
+    pools = [_pool(src, pairs, test, settings) for src in sources]
+    left_out = {
+        pool.src: frozenset(one.left.name for one in pool.test)
+        for pool in pools
+        if pool.test and not plan.keep_test_images_in_pool
+    }
+    return Leakage(tuple(pools), tuple(labelled), tuple(within), left_out)
+
+
+def _pool(src: str, pairs: Pictures, test: frozenset[int], settings: StudySettings) -> PoolLeak:
+    images = open_images(src, download=settings.download)
+    with progress(f"looking at {images.pool}") as report:
+        pictures = pool_pictures(images, progress=report, workers=settings.workers)
+    with progress(f"comparing {images.pool} with the pairs") as report:
+        alike = overlap(pictures, pairs, report)
+    tested: list[Shared] = []
+    rest: list[Shared] = []
+    for one, (_, row) in zip(
+        shared(alike, pictures, pairs), (*alike.exact, *alike.near), strict=True
+    ):
+        (tested if row in test else rest).append(one)
+    return PoolLeak(src, images.pool, len(images.items), tuple(tested), tuple(rest))
+
+
+def tell(leakage: Leakage, n_test: int, out: Path) -> None:
+    """The counts on standard error and the pictures in leakage.png, where there is anything."""
+    lines = []
+    if leakage.labelled:
+        lines.append(f"warning: {counted(leakage.labelled, n_test, 'test pictures')} are among the "
+                     f"pairs to train on, too: {first_few(leakage.labelled)}")  # fmt: skip
+    for pool in leakage.pools:
+        done = "left out of pre-training" if pool.src in leakage.left_out else "pre-trained on"
+        if pool.test:
+            lines.append(f"{pool.src}: {counted(pool.test, pool.images)} show test pictures and "
+                         f"are {done}: {first_few(pool.test)}")  # fmt: skip
+        if pool.rest:
+            lines.append(f"{pool.src}: {counted(pool.rest, pool.images)} show pictures to train or "
+                         "validate on; they stay")  # fmt: skip
+    for line in lines:
+        print(line, file=sys.stderr)
+    copies = leakage.copies()
+    if copies:
+        title = f"{len(copies)} pairs of files that show one picture."
+        write_sides(out / "leakage.png", copies, title)
+        print(f"side by side: {out / 'leakage.png'}", file=sys.stderr, flush=True)
+
+
+def _facts(found: Sequence[Shared]) -> dict[str, Any]:
+    """Numbers of different left images, and the names of both sides."""
+    exact = {one.left.name for one in found if one.exact}
+    near = {one.left.name for one in found} - exact
+    names = [[one.kind, one.left.name, one.right.name] for one in found]
+    return {"exact": len(exact), "near": len(near), "names": names}
