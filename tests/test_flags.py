@@ -9,7 +9,7 @@ import pytest
 from fewmask.cli import error_text, parse
 from fewmask.flags import flat
 from fewmask.pretext.simclr import SimCLR
-from fewmask.settings import FinetuneSettings, PredictSettings
+from fewmask.settings import CheckSettings, FinetuneSettings, PredictSettings
 from fewmask.types import UserError
 
 
@@ -121,3 +121,9 @@ def test_every_wrong_key_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     assert error_text(raised.value).startswith("error: 2 faults\n")
     assert "near: batch_size" in str(raised.value)
     assert "steps many" in str(raised.value)
+
+
+def test_an_empty_path_is_a_slip_not_the_folder_that_one_is_in() -> None:
+    for words in ({"images": ""}, {"pairs": ""}, {"images": ("a", "")}):
+        with pytest.raises(UserError, match=r"--(images|pairs): is empty; expected a path"):
+            CheckSettings(**words)

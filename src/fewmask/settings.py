@@ -99,7 +99,7 @@ def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
         return value, [] if value in known else [fault]
     if isinstance(value, PathLike) and str in kinds:
         value = str(value)
-    if name in PATHS | {"paths"} and value == "":
+    if name in (PATHS | {"paths"}) - {"out"} and value == "":  # a plan's cells get theirs later
         return value, [f"{flag}: is empty; expected a path"]
     if name in PATHS and isinstance(value, str) and len(value) > 1:
         value = value.rstrip("/")
