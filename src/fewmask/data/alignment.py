@@ -20,10 +20,11 @@ FARTHEST = (-0.03, 0.14)
 DETAIL = 0.8
 TILE = 0.35
 """Least correlation of the Laplacians (edges and spots, whatever the light), and of the worst of
-tiles (a quarter of a side, overlapping by half), at which two pictures are one. Of 8,800 copies (see candidates.LIKE) the Laplacians
-correlate at 0.87 and more (0.98 in the median) and the worst tile at 0.44 and more. Different
-pictures of Cats-vs-Dogs and of Oxford-IIIT Pet stay below 0.70; pictures of one motif, such as a
-car turned a little (CIFAR-10), reach 0.89 with a worst tile of 0.09."""
+the tiles (a quarter of a side, overlapping by half), at which two pictures are one. Of 8,800 copies
+(see candidates.LIKE) the Laplacians correlate at 0.87 and more (0.98 in the median) and the worst
+tile at 0.44 and more. Different pictures of Cats-vs-Dogs and of Oxford-IIIT Pet stay below 0.70;
+pictures of one motif, such as a car turned a little (CIFAR-10), reach 0.89 with a worst tile of
+0.09."""
 CONTRAST = 0.08
 """Of a tile, as a share of the picture's: below it there is only noise to compare."""
 BATCH = 1024

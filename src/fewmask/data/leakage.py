@@ -33,13 +33,6 @@ class Pictures:
     thumbs: Thumbs
     key: str
 
-    def rows(self, chosen: Sequence[int], what: str) -> Pictures:
-        """A part of the set; `what` tells it from other parts."""
-        items = [self.items[row] for row in chosen]
-        hashes = tuple(self.hashes[row] for row in chosen)
-        key = _digest(self.key, what, *map(str, chosen))
-        return Pictures(self.src, items, hashes, self.thumbs[list(chosen)], key)
-
 
 @dataclass(frozen=True)
 class Shared:
