@@ -90,6 +90,15 @@ def test_pictures_of_one_motif_are_not_copies() -> None:
     assert within(thumbs, list("abcd")).near == ()
 
 
+def test_faint_pictures_in_one_bright_frame_are_not_copies() -> None:
+    """Dishes under a microscope: the rim is the same, what lies inside is faint."""
+    rows, columns = np.mgrid[:120, :150]
+    inside = ((rows - 60) ** 2 + (columns - 75) ** 2 < 50**2)[..., None]
+    dishes = [np.where(inside, 30 + picture(seed) * 0.25, 250).astype(np.uint8) for seed in (0, 1)]
+    thumbs = np.stack([thumbnail(p) for p in (*dishes, jpeg(dishes[0], 60))])
+    assert within(thumbs, list("abc")).near == ((0, 2),)
+
+
 def test_pictures_that_are_nearly_plain_are_alike_by_their_hash_alone() -> None:
     sky = np.random.default_rng(0).integers(200, 203, (4, 48, 48)).astype(np.uint8)
     assert groups(sky, ["a", "b", "a", "c"]) == ((0, 2),)

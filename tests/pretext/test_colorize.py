@@ -14,7 +14,7 @@ from torch.nn import functional
 import fewmask
 from fewmask import encoders
 from fewmask.pretext import Pool
-from fewmask.pretext.colorize import Colorize, ColorizeTask, Head, Regression
+from fewmask.pretext.colorize import Colorize, ColorizeTask, Head, Objective, Regression
 from fewmask.pretext.colour import rgb_to_lab
 from fewmask.types import Batch, UserError
 
@@ -219,6 +219,9 @@ def test_regression_is_its_formula(distance: Any) -> None:
 
 
 def test_the_gans_rate_and_momentum_are_isolas_and_the_others_are_the_defaults() -> None:
-    gan = Colorize(objective="gan")
-    assert (gan.rate, gan.beta1, gan.l1_weight) == (0.5, 0.5, 100)
-    assert {(c.rate, c.beta1) for c in (Colorize(), Colorize(objective="regression"))} == {(1, 0.9)}
+    def of(objective: Objective) -> tuple[float, float]:
+        task = Colorize(objective=objective).task(GroupNormEncoder(), 32, Pool())
+        return task.rate, task.beta1
+
+    assert of("gan") == (0.5, 0.5)
+    assert of("bins") == of("regression") == (1, 0.9)
