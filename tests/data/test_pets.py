@@ -122,7 +122,7 @@ def test_the_real_pets_are_read_whole_odd_files_too() -> None:
     assert "Abyssinian_34.jpg: a GIF by its content" in text
     assert "Abyssinian_5.jpg: a PNG by its content" in text
     assert "Abyssinian_34.png: all background" in text
-    assert len(report.warnings) == 3 + 6
+    assert len(report.warnings) == 3 + 8
     rows = {pair.name: pair for pair in found.items}
     for name in ("Abyssinian_34", "Abyssinian_5"):
         pixels = rows[name].image.pixels()
