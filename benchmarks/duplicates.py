@@ -129,8 +129,8 @@ def measured(found: dict[str, float], name: str) -> Iterator[None]:
 
 
 def many(thumbs: Thumbs, n: int) -> Thumbs:
-    """n thumbnails with the looks of real ones, no copies of one another: the real ones turned
-    upside down, turned by 90 degrees, and rolled by half their height or width."""
+    """n thumbnails with the looks of real ones, hardly copies of one another: the real ones
+    turned upside down, turned by 90 degrees, and rolled by half their height or width."""
     made = []
     for turn in range(16):
         own = thumbs.transpose(0, 2, 1) if turn & 2 else thumbs
@@ -175,7 +175,9 @@ def run(images: str, n: int, each: int, large: int, out: Path) -> None:
         thumbs = many(seen.thumbs[: len(items)], large)
         names = [str(row) for row in range(len(thumbs))]
         with measured(cost, "searching_large"):
-            facts["large"] = {"n": large, "pairs": len(within(thumbs, names).near)}
+            again = within(thumbs, names).near
+        turned = sum(i % len(items) == j % len(items) for i, j in again)
+        facts["large"] = {"n": large, "pairs": len(again), "own_turned_self": turned}
         write(facts, out)
     print(table(facts))
 
@@ -279,8 +281,9 @@ def table(facts: dict[str, Any]) -> str:
     if "large" in facts:
         n = facts["large"]["n"]
         lines += [
-            f"{n} thumbnails (real ones turned and rolled, so that none is a copy of another, but "
-            f"for the pairs the set has anyway: {facts['large']['pairs']} found): searching "
+            f"{n} thumbnails (real ones turned and rolled; {facts['large']['pairs']} pairs found: "
+            "the set's own in every turn, and "
+            f"{facts['large']['own_turned_self']} of a picture and its own turned self): searching "
             f"{cost['searching_large_cpu_seconds']} s of CPU time, "
             f"{cost['searching_large_peak_mb']} MB at most. Decoding {n} images of this size was "
             f"not measured; by the time for {n_all} it takes "

@@ -26,7 +26,10 @@ tile at 0.44 and more. Different pictures of Cats-vs-Dogs and of Oxford-IIIT Pet
 pictures of one motif, such as a car turned a little (CIFAR-10), reach 0.89 with a worst tile of
 0.09."""
 CONTRAST = 0.08
-"""Of a tile, as a share of the picture's: below it there is only noise to compare."""
+"""A tile stands for itself where it holds this share of the contrast of one of the pictures."""
+FAINT = 1.0
+"""The others are taken together, those that vary by more than so many grey levels in both pictures:
+inside a bright frame or a dish they are all there is. No copy of the 8,800 is lost to it."""
 BATCH = 1024
 
 
@@ -58,9 +61,8 @@ def agree(whole: Tensor, part: Tensor, place: Tensor) -> Tensor:
     likely = torch.nonzero(near >= LEAST_COARSE)[:, 0]
     whole, part = whole[likely], part[likely]
     place, _ = fitted(whole, part, place[likely], SIDE, 6)
-    one = _normed(_cut(whole, torch.zeros_like(place), SIDE))
-    other = _normed(_cut(part, place, SIDE))
-    same = (_cosine(_laplacian(one), _laplacian(other)) >= DETAIL) & (_worst(one, other) >= TILE)
+    one, other = _cut(whole, torch.zeros_like(place), SIDE), _cut(part, place, SIDE)
+    same = (_cosine(_laplacian(one), _laplacian(other)) >= DETAIL) & (worst(one, other) >= TILE)
     result = torch.zeros(len(near), dtype=torch.bool)
     result[likely] = same
     return result
@@ -141,13 +143,29 @@ def _cosine(x: Tensor, y: Tensor) -> Tensor:
     return cosine
 
 
-def _worst(one: Tensor, other: Tensor) -> Tensor:
-    """The least correlation of all tiles [B], of those that show anything in either picture."""
+def worst(one: Tensor, other: Tensor) -> Tensor:
+    """The least correlation of a tile [B], or of all the faint ones together, if there are two.
+
+    Of aligned pictures [B,SIDE,SIDE] in grey levels.
+    """
+    x, y = _tiles(one), _tiles(other)
+    share = torch.maximum(x.norm(dim=-1) / _spread(one), y.norm(dim=-1) / _spread(other))
+    strong = share > CONTRAST
+    alone = torch.where(strong, _cosine(x, y), 1.0).amin(dim=1)
+    faint = ~strong & (torch.minimum(x.std(dim=-1), y.std(dim=-1)) > FAINT)
+    together = _cosine((x * faint[..., None]).flatten(1), (y * faint[..., None]).flatten(1))
+    return torch.where(faint.sum(dim=1) >= 2, torch.minimum(alone, together), alone)
+
+
+def _spread(pictures: Tensor) -> Tensor:
+    """The norm of each picture without its mean [B,1]."""
+    norm: Tensor = (pictures - pictures.mean((1, 2), keepdim=True)).flatten(1).norm(dim=1)
+    return norm[:, None] + 1e-6
+
+
+def _tiles(pictures: Tensor) -> Tensor:
+    """[B,SIDE,SIDE] -> [B,49,pixels], each without its mean."""
     quarter, step = SIDE // 4, SIDE // 8
-    x, y = (
-        p.unfold(1, quarter, step).unfold(2, quarter, step).flatten(3).flatten(1, 2)
-        for p in (one, other)
-    )
-    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    shown = torch.maximum(x.norm(dim=-1), y.norm(dim=-1)) > CONTRAST
-    return torch.where(shown, _cosine(x, y), 1.0).amin(dim=1)
+    tiles = pictures.unfold(1, quarter, step).unfold(2, quarter, step).flatten(3).flatten(1, 2)
+    centred: Tensor = tiles - tiles.mean(-1, keepdim=True)
+    return centred

@@ -16,7 +16,7 @@ from fewmask.files import write_json_atomic
 from fewmask.types import UserError
 
 Report = Callable[[int, int], None]
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: what another way of finding copies has found is not taken for this one's."""
 
 
