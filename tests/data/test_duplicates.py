@@ -204,6 +204,12 @@ def test_candidates_are_those_of_the_whole_matrix(
     assert pairs == expected
 
 
+def test_a_batch_without_a_likely_pair_holds_no_copy() -> None:
+    random = np.random.default_rng(0)
+    whole, part = (torch.from_numpy(random.random((3, 48, 48))).float() for _ in range(2))
+    assert alignment.agree(255 * whole, 255 * part, torch.zeros(3, 4)).tolist() == [False] * 3
+
+
 def test_the_fit_finds_the_crop() -> None:
     fine = torch.from_numpy(picture(3, 480, 480)).float().mean(dim=2)[None]
     whole = torch.nn.functional.avg_pool2d(fine, 10)

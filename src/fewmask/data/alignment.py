@@ -58,12 +58,14 @@ def agree(whole: Tensor, part: Tensor, place: Tensor) -> Tensor:
     fit, then a fine one; brightness and contrast are fitted as well.
     """
     place, near = fitted(whole, part, place, COARSE, 3)
+    result = torch.zeros(len(near), dtype=torch.bool)
     likely = torch.nonzero(near >= LEAST_COARSE)[:, 0]
+    if not len(likely):
+        return result
     whole, part = whole[likely], part[likely]
     place, _ = fitted(whole, part, place[likely], SIDE, 6)
     one, other = _cut(whole, torch.zeros_like(place), SIDE), _cut(part, place, SIDE)
     same = (_cosine(_laplacian(one), _laplacian(other)) >= DETAIL) & (worst(one, other) >= TILE)
-    result = torch.zeros(len(near), dtype=torch.bool)
     result[likely] = same
     return result
 
