@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     if os.name == "nt" or os.geteuid() != 0 or not made.mount("", 64):
         pytest.skip("no right to mount a small file system here")
     yield made
-    subprocess.run(["umount", str(made.path)], check=True)
+    subprocess.run(["umount", "--lazy", str(made.path)], check=True)
 
 
 def leftovers(folder: Path) -> list[Path]:
