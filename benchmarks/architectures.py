@@ -110,16 +110,8 @@ def fit_and_test(
     )
     fitted = trained(settings, prepared, small)
     on_train = iou(fitted["model"], prepared, [prepared.pairs.items[row] for row in small.train])
-    settings = FinetuneSettings(
-        pairs=arguments.pairs,
-        out=str(work / "budget"),
-        encoder=encoder,
-        decoder=decoder,
-        size=SIZE,
-        steps=arguments.budget_steps,
-        batch_size=8,
-    )
-    tested = trained(settings, prepared, large)
+    whole = replace(settings, out=str(work / "budget"), steps=arguments.budget_steps, augment=None)
+    tested = trained(whole, prepared, large)
     test = [prepared.pairs.items[row] for row in split.test]
     on_test = iou(tested["model"], prepared, test)
     model = tested["model"]

@@ -11,6 +11,7 @@ from fewmask.files import write_bytes_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ASIDE = {"step", "epoch", "lr", "images_per_second", "waiting", "loss", "val_loss", "val_iou"}
 
@@ -21,12 +22,10 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     A measure and what it is to be compared with (accuracy and chance, error and the constant
     answer's) share a panel. What was looked at now and then only is drawn with its points.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     drawn = panels(rows)
     figure = Figure(figsize=(7, 2.4 * len(drawn)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, drawn, strict=True):
         for name in panel:
@@ -38,8 +37,16 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
             axis.legend(frameon=False)
     axes[0].set_title(title, fontsize=10)
     axes[-1].set_xlabel("step")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """A PNG of a figure, whole or not at all; needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=dpi)
     write_bytes_atomic(path, picture.getvalue())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import sys
@@ -21,7 +19,7 @@ from fewmask.data.check import check_pairs
 from fewmask.data.classes import UNKNOWN, of_run
 from fewmask.data.sources import MaskOptions, Pair, PairSet, open_pairs
 from fewmask.devices import pick_device
-from fewmask.files import write_json_atomic, write_text_atomic
+from fewmask.files import csv_text, write_json_atomic, write_text_atomic
 from fewmask.inference import (
     LEGEND,
     Model,
@@ -253,11 +251,7 @@ def per_image_csv(
         if seen is not None:
             row["seen_in_training"] = int(seen[i])
         rows.append(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["name"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, list(rows[0]) if rows else ["name"])
 
 
 def _counts(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:

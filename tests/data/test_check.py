@@ -12,8 +12,8 @@ from PIL import Image
 
 from fewmask.data import looks
 from fewmask.data.cache import cache_root
-from fewmask.data.check import PairReport, check, check_images, check_pairs
-from fewmask.data.sources import MaskOptions, open_images, open_pairs
+from fewmask.data.check import PairReport, check, check_pairs
+from fewmask.data.sources import MaskOptions, open_pairs
 from fewmask.settings import CheckSettings
 from fewmask.types import IGNORED, Labels, UserError
 
@@ -202,8 +202,8 @@ def test_a_pool_is_decoded_whole(tmp_path: Path, write_image: Write) -> None:
         write_image(pool / f"{i}.png", min(i, 2))
     (pool / "text.jpg").write_text("no picture")
     write_image(pool / "odd.gif", 9)
-    faults, warnings = check_images(open_images(str(pool)))
-    (fault,) = faults
+    found = check(CheckSettings(images=(str(pool),)))
+    (fault,), warnings = found.faults, found.warnings
     assert "text.jpg: cannot be decoded (no image, by its content). Replace or remove it" in fault
     assert len(warnings) == 2
     assert f"{pool}/3.png: the same pixels as {pool}/2.png" in warnings

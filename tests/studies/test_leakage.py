@@ -166,7 +166,7 @@ def test_exact_copies_are_told_from_near_ones(data: tuple[Path, Path], tmp_path:
 
 
 @pytest.fixture
-def test_pairs(tmp_path: Path, write_pairs: Callable[..., Path]) -> Path:
+def own_pairs(tmp_path: Path, write_pairs: Callable[..., Path]) -> Path:
     """Five pairs that are not among the twelve, two of them with names that are."""
     folder = write_pairs(17, name="test")
     for part in ("images", "masks"):
@@ -178,19 +178,19 @@ def test_pairs(tmp_path: Path, write_pairs: Callable[..., Path]) -> Path:
 
 
 def test_an_own_test_set_is_all_that_is_tested_on(
-    data: tuple[Path, Path], test_pairs: Path, tmp_path: Path
+    data: tuple[Path, Path], own_pairs: Path, tmp_path: Path
 ) -> None:
     pairs, pool = data
     out = tmp_path / "out"
     plan = planned(tmp_path, pairs, pool, "test = 0.3")
-    fewmask.study(plan=plan, out=str(out), test=str(test_pairs), dev=(1.0,))
+    fewmask.study(plan=plan, out=str(out), test=str(own_pairs), dev=(1.0,))
     split = json.loads((out / "splits.json").read_text())
     names = ["test_pair_00", "test_pair_01", "pair_14", "pair_15", "pair_16"]
     assert sorted(Path(name).stem for name in split["test"]) == sorted(names)
     assert len(split["orders"]["0"]) == 12
     facts = facts_of(out)
     assert (facts["n_pairs"], facts["n_test"]) == (12, 5)
-    assert facts["test_pairs"] == str(test_pairs)
+    assert facts["test_pairs"] == str(own_pairs)
     assert facts["leakage"]["test"] == {"exact": 0, "near": 0, "names": []}
     assert facts["leakage"]["pool"][str(pool)]["left_out"] == 5  # the pool's own six are those
     cell = next((out / "cells").glob("scratch*"))
@@ -198,27 +198,27 @@ def test_an_own_test_set_is_all_that_is_tested_on(
     assert (result["n_train"], result["n_val"], result["n_test"]) == (10, 2, 5)
     assert len(list((cell / "masks").iterdir())) == 5
     before = (out / "results.csv").read_text()
-    fewmask.study(plan=plan, out=str(out), test=str(test_pairs), dev=(1.0,))
+    fewmask.study(plan=plan, out=str(out), test=str(own_pairs), dev=(1.0,))
     assert (out / "results.csv").read_text() == before
     with pytest.raises(UserError, match="Choose another --out"):
         fewmask.study(plan=plan, out=str(out))
 
 
 def test_an_own_test_set_that_overlaps_is_refused_unless_told(
-    data: tuple[Path, Path], test_pairs: Path, tmp_path: Path
+    data: tuple[Path, Path], own_pairs: Path, tmp_path: Path
 ) -> None:
     pairs, pool = data
     source = pairs / "images" / "pair_05.png"
-    (test_pairs / "images" / "pair_14.png").write_bytes(source.read_bytes())
-    worse = test_pairs / "images" / "pair_15.png"
+    (own_pairs / "images" / "pair_14.png").write_bytes(source.read_bytes())
+    worse = own_pairs / "images" / "pair_15.png"
     Image.open(pairs / "images" / "pair_06.png").resize((96, 80)).save(worse)
-    Image.new("L", (96, 80), 1).save(test_pairs / "masks" / "pair_15.png")
+    Image.new("L", (96, 80), 1).save(own_pairs / "masks" / "pair_15.png")
     out = tmp_path / "out"
-    plan = planned(tmp_path, pairs, pool, f'test_pairs = "{test_pairs}"')
+    plan = planned(tmp_path, pairs, pool, f'test_pairs = "{own_pairs}"')
     with pytest.raises(UserError) as mistake:
         fewmask.study(plan=plan, out=str(out))
     first, second = mistake.value.faults
-    assert str(test_pairs / "images" / "pair_14.png") in first
+    assert str(own_pairs / "images" / "pair_14.png") in first
     assert f"equal to {source}" in first
     assert f"{worse}: in the test set, and a copy of {pairs}/images/pair_06.png" in second
     assert "--allow-overlap" in first

@@ -195,15 +195,6 @@ MOST_NEAR = 10
 """Near copies within a pool that are named one by one."""
 
 
-def check_images(
-    images: ImageSet, *, progress: Report | None = None, workers: int | None = None
-) -> tuple[list[str], list[str]]:
-    """(faults, warnings) of a pool: files that cannot be decoded, copies, odd endings."""
-    seen = look_at_images(images.items, progress, workers)
-    pictures = seen_pictures(images, seen)
-    return list(seen.faults.values()), _pool_warnings(images, seen, _own(pictures))
-
-
 def _pool_warnings(images: ImageSet, seen: SeenImages, own: Sequence[Shared]) -> list[str]:
     first = {one.right.where: one.left.where for one in own if one.exact}
     warnings: list[str] = []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from fewmask.files import write_text_atomic
+from fewmask.files import csv_text, write_text_atomic
 from fewmask.types import Distance, SimilarityResult
 
 SHOWN = ("kid", "knn", "coverage")
@@ -23,11 +21,8 @@ TITLES = {
 
 def write_table(path: Path, result: SimilarityResult) -> None:
     """A row a source, extractor and measure, in the order of the command."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Distance)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(distance) for distance in result.distances)
-    write_text_atomic(path, text.getvalue())
+    columns = [field.name for field in fields(Distance)]
+    write_text_atomic(path, csv_text(map(asdict, result.distances), columns))
 
 
 def ordered(result: SimilarityResult, extractor: str) -> list[str]:

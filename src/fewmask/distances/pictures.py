@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewmask.curves import save_figure
 from fewmask.data.cache import ImageCache
 from fewmask.distances.kernels import Features
 from fewmask.distances.neighbours import nearest
 from fewmask.distances.outcome import SHOWN, TITLES, distance_of, ordered
-from fewmask.files import write_bytes_atomic
 from fewmask.types import SimilarityResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SOURCE, TARGET, FLOOR = "#0072b2", "#9aa6b5", "#d55e00"
 """Okabe and Ito's blue and vermilion, safe for colour-blind readers, and a grey."""
@@ -74,7 +72,7 @@ def draw_distances(path: Path, result: SimilarityResult, floor: str) -> None:
         row[0].set_ylim(n - 0.5, -0.5)
         weak = " (no weights)" if extractor in result.weak else ""
         row[0].set_title(f"extractor {extractor}{weak}", fontsize=9, loc="left", fontweight="bold")
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def _draw_measure(
@@ -126,7 +124,7 @@ def draw_map(path: Path, pictured: Sequence[Pictured], result: SimilarityResult)
             "source, nearest (by KID) first",
             fontsize=8, x=0.01, ha="left",
         )  # fmt: skip
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def _draw_cloud(axes: Axes, places: Mapping[str, Features], one: Pictured, name: str) -> None:
@@ -189,7 +187,7 @@ def draw_nearest(
         f"Left: the target. Beside it the picture of each set that {one.extractor} finds nearest",
         fontsize=8,
     )
-    _save(figure, path)
+    save_figure(figure, path, dpi=130)
 
 
 def _lines(name: str, width: int) -> str:
@@ -204,12 +202,3 @@ def _lines(name: str, width: int) -> str:
 
 def _short(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    write_bytes_atomic(path, picture.getvalue())

@@ -70,9 +70,7 @@ def result_of(
         n_test=len(truth),
         chance=float(np.bincount(truth).max() / len(truth)),
         scores=tuple(_score(*pair, right[pair]) for pair in ordered),
-        differences=tuple(
-            _score(probe, "run less random", own) for probe, own in differences.items()
-        ),
+        differences=tuple(_score(probe, LESS, own) for probe, own in differences.items()),
         transfer=transfer,
     )
 

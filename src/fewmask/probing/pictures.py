@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewmask.files import write_bytes_atomic, write_text_atomic
+from fewmask.curves import save_figure
+from fewmask.files import csv_text, write_text_atomic
 from fewmask.types import ProbeScore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = {"run": "#0072b2", "random": "#6b7480"}
 NUMBERED = 12
@@ -35,11 +33,7 @@ class Counts:
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A CSV file of rows that share their columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomic(path, text.getvalue())
+    write_text_atomic(path, csv_text(rows, list(rows[0])))
 
 
 def confusion_rows(counts: Counts, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -73,7 +67,7 @@ def draw_scores(path: Path, scores: Sequence[ProbeScore], chance: float, title: 
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_score(axes: Axes, place: float, score: ProbeScore, *, labelled: bool) -> None:
@@ -109,13 +103,4 @@ def draw_confusion(path: Path, counts: Counts, names: Sequence[str]) -> None:
             ink = "white" if share > 0.5 else "black"
             axes.text(j, i, f"{share:.2f}", ha="center", va="center", color=ink, fontsize=7)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    write_bytes_atomic(path, picture.getvalue())
+    save_figure(figure, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from fewmask.data import classes
 from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.decoders import component
-from fewmask.files import write_json_atomic, write_text_atomic
+from fewmask.files import csv_text, write_json_atomic, write_text_atomic
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
@@ -106,11 +104,7 @@ def write_results(study: Study, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     names = study.prepared.checked.labels.names
     columns = [*COLUMNS, *(f"iou_{name}" for name in (names if len(names) > 2 else ()))]
     rows = [_row(study, cell, columns) for cell in cells]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomic(study.out / "results.csv", text.getvalue())
+    write_text_atomic(study.out / "results.csv", csv_text(rows, columns))
     return rows
 
 
