@@ -39,7 +39,8 @@ import fewmask
 from fewmask.data.images import Undecodable
 from fewmask.data.sources import open_images
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import Plan, load_plan
+from fewmask.studies.grid import load_plan
+from fewmask.studies.plan import Plan
 from fewmask.types import SimilarityResult
 
 Array = NDArray[np.float64]

@@ -14,7 +14,8 @@ from fewmask.data.parts import split
 from fewmask.data.sources import open_images, open_pairs
 from fewmask.flags import read_config
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import load_plan, pool_name
+from fewmask.studies.arms import pool_name
+from fewmask.studies.grid import load_plan
 from fewmask.types import UserError
 
 Write = Callable[..., Path]

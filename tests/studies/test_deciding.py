@@ -12,7 +12,7 @@ import pytest
 
 import fewmask
 from fewmask.studies import run
-from fewmask.studies.grid import Cell
+from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study
 from fewmask.types import UserError
 

@@ -8,7 +8,8 @@ import pytest
 
 from fewmask.pretext.simclr import SimCLR
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import Plan, load_plan, plan_names
+from fewmask.studies.grid import load_plan, plan_names
+from fewmask.studies.plan import Plan
 from fewmask.types import UserError
 
 OWN = """

@@ -10,7 +10,7 @@ from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import read_study
 from fewmask.reporting.judged import verdicts
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import Cell
+from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study, held_facts
 from fewmask.types import UserError
 

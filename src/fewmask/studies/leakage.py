@@ -24,7 +24,7 @@ from fewmask.data.sources import open_images
 from fewmask.data.split import Split
 from fewmask.progress import progress
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import Plan
+from fewmask.studies.plan import Plan
 from fewmask.workflows import Prepared
 
 

@@ -13,7 +13,7 @@ from fewmask.data.sources import Pair, PairSet, open_pairs
 from fewmask.data.split import Split
 from fewmask.progress import progress
 from fewmask.settings import StudySettings
-from fewmask.studies.grid import Plan
+from fewmask.studies.plan import Plan
 from fewmask.types import UserError
 from fewmask.workflows import Prepared
 

@@ -22,8 +22,8 @@ from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
 from fewmask.runs import config_of, key_of, versions
-from fewmask.studies.grid import Cell, Plan
 from fewmask.studies.leakage import Leakage
+from fewmask.studies.plan import Cell, Plan
 from fewmask.types import IGNORED, UserError
 from fewmask.workflows import Prepared
 from fewmask.workflows.classes import class_weights

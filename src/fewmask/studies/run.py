@@ -26,9 +26,10 @@ from fewmask.runs import config_of, key_of, write_result
 from fewmask.segmentation import Geometry
 from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
 from fewmask.studies.deciding import beyond, looks_of, next_cells, undecided
-from fewmask.studies.grid import Arm, Cell, Plan, load_plan
+from fewmask.studies.grid import load_plan
 from fewmask.studies.leakage import find_leakage, tell
 from fewmask.studies.own_test import prepare_both
+from fewmask.studies.plan import Arm, Cell, Plan
 from fewmask.studies.record import PATHS, Study, write_examples, write_facts, write_results
 from fewmask.types import StudyResult
 from fewmask.workflows import Prepared
