@@ -69,7 +69,7 @@ def test_page_asks_the_network_for_nothing(page: Path) -> None:
     assert tags.count("script") == 1
     for tag, attributes in checker.tags:
         for name in ("src", "srcset", "href"):
-            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png")
+            assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#"))
         assert not [name for name in attributes if name.startswith("on")], tag
     assert not re.search(r"https?://|@import|url\(", text)
     policy = next(a["content"] for t, a in checker.tags if t == "meta" and "http-equiv" in a)
@@ -176,3 +176,24 @@ def test_sentences_count_what_the_rows_hold(
     )
     assert "cover what other runs, on these test images would change" in said[1]
     assert "less than 1 point of IoU" in said[1]
+
+
+def test_the_data_is_described(tmp_path: Path, make_study: Callable[..., Path]) -> None:
+    shares = {"masks_rest": 554, "masks_test": 139, "share_rest": 0.325, "share_test": 0.3374}
+    data = {
+        "classes": [{"name": "pet <b>", **shares}],
+        "nearness": [{"name": "cifar10", "kid": 0.158, "low": 0.0896, "high": 0.2654}],
+    }
+    text = write_report(make_study(tmp_path / "study", data=data)).read_text()
+    row = text[text.index("pet &lt;b&gt;") :]
+    assert re.findall(r"<td[^>]*>([^<]*)", row)[:4] == ["554", "32.5 %", "139", "33.7 %"]
+    row = text[text.index("<span>cifar10</span>") :]
+    assert re.findall(r"<td[^>]*>([^<]*)", row)[:2] == ["158.0", "89.6 to 265.4"]
+    assert 'id="data"' not in write_report(make_study(tmp_path / "older")).read_text()
+
+
+def test_every_link_has_its_place(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r'href="#([^"]*)"', text)
+    assert {"is-iou", "is-dice_loss", "definitions"} <= set(links)
+    assert set(links) <= set(re.findall(r'id="([^"]*)"', text))

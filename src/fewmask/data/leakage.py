@@ -66,10 +66,14 @@ def pair_pictures(pairs: PairSet, hashes: Sequence[str], thumbs: Thumbs) -> Pict
     return Pictures(pairs.src, items, _unlike(pairs.src, hashes), thumbs, stamps(items, "pictures"))
 
 
+def undecodable(digest: str) -> bool:
+    """Whether a hash of Pictures is that of an image that could not be decoded."""
+    return digest == "" or digest.startswith("undecodable ")
+
+
 def _unlike(src: str, hashes: Sequence[str]) -> tuple[str, ...]:
-    missing = ("", "undecodable ")
     return tuple(
-        f"undecodable {src} {row}" if digest == "" or digest.startswith(missing[1]) else digest
+        f"undecodable {src} {row}" if undecodable(digest) else digest
         for row, digest in enumerate(hashes)
     )
 

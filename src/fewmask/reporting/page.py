@@ -13,12 +13,15 @@ from typing import Any
 from fewmask.evidence.curve import Curve
 from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
+from fewmask.reporting.about_data import balance_rows, nearness_rows
 from fewmask.reporting.examples import disagreement_panel, example_panels
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
 from fewmask.reporting.table import (
+    BORDER,
+    SCORES,
     class_rows,
     dev_split,
     loss_name,
@@ -109,9 +112,12 @@ def contents(study: StudyFolder) -> dict[str, Any]:
             [panels.arms_panel(study), panels.budgets_panel(study), disagreement_panel(study)],
         ),
         "examples": shown_panels(study, example_panels(study)),
+        "balance": grouped(balance_rows(study), "Class"),
+        "nearness": grouped(nearness_rows(study), "Pictures"),
         "warnings": warnings[:MOST_WARNINGS],
         "more_warnings": max(0, len(warnings) - MOST_WARNINGS),
         "definitions": {str(k): str(v) for k, v in plan.get("definitions", {}).items()},
+        "measures": {**SCORES, **BORDER},
         "command": str(plan.get("command", "")),
         "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
         "iou_name": study.iou_name,

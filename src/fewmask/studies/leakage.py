@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fewmask.data.duplicates import Thumbs
 from fewmask.data.leakage import (
     Pictures,
     Shared,
@@ -18,12 +19,14 @@ from fewmask.data.leakage import (
     pool_pictures,
     repeats,
     shared,
+    undecodable,
 )
 from fewmask.data.sides import Copy, write_sides
 from fewmask.data.sources import open_images
 from fewmask.data.split import Split
 from fewmask.progress import progress
 from fewmask.settings import StudySettings
+from fewmask.studies.described import some
 from fewmask.studies.plan import Plan
 from fewmask.workflows import Prepared
 
@@ -37,6 +40,8 @@ class PoolLeak:
     images: int
     test: tuple[Shared, ...]
     rest: tuple[Shared, ...]
+    sample: Thumbs = field(compare=False, repr=False)
+    """uint8 [n,48,48], of some of the pictures that can be decoded."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ def _pool(src: str, pairs: Pictures, test: frozenset[int], settings: StudySettin
         shared(alike, pictures, pairs), (*alike.exact, *alike.near), strict=True
     ):
         (tested if row in test else rest).append(one)
-    return PoolLeak(src, images.pool, len(images.items), tuple(tested), tuple(rest))
+    whole = [row for row, digest in enumerate(pictures.hashes) if not undecodable(digest)]
+    sample = some(pictures.thumbs, whole)
+    return PoolLeak(src, images.pool, len(images.items), tuple(tested), tuple(rest), sample)
 
 
 def tell(leakage: Leakage, n_test: int, out: Path) -> None:

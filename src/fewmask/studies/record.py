@@ -22,6 +22,7 @@ from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
 from fewmask.runs import config_of, key_of, versions
+from fewmask.studies.described import class_balance, nearness, some
 from fewmask.studies.leakage import Leakage
 from fewmask.studies.plan import Cell, Plan
 from fewmask.types import IGNORED, UserError
@@ -186,6 +187,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
         "n_test": len(study.split.test),
         "test_pairs": plan.test_pairs,
         "leakage": study.leakage.facts(),
+        "data": _data(study),
         "budgets": list(plan.budgets),
         "whole_budgets": whole,
         "arms": [{"name": arm.name, "sentence": arm.sentence} for arm in plan.arms],
@@ -210,6 +212,18 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     write_json_atomic(before, facts)
     write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
     _write_panels(study, panels)
+
+
+def _data(study: Study) -> dict[str, Any]:
+    """Its classes, and how near the pictures that are trained on are to those of the test."""
+    checked, split = study.prepared.checked, study.split
+    others = {"pairs to train on": some(checked.thumbs, split.rest)}
+    for pool in study.leakage.pools:
+        others[pool.src if pool.name in others else pool.name] = pool.sample
+    return {
+        "classes": class_balance(checked, split),
+        "nearness": nearness(some(checked.thumbs, split.test), others),
+    }
 
 
 def _holds_more_than_data(out: Path) -> bool:
