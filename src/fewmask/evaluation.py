@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewmask.data import classes, pets
-from fewmask.data.check import check_pairs
+from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.classes import UNKNOWN, of_run
 from fewmask.data.sources import MaskOptions, Pair, PairSet, open_pairs
 from fewmask.devices import pick_device
@@ -122,25 +122,11 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     out = Path(settings.out)
     own_folder(out, {"metrics.json", "per_image.csv", "overlays", LEGEND})
     model = load_run(settings.run, device)
-    pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
+    pairs, checked = _checked_pairs(settings, model)
     own = model.segmenter.labels
-    with progress("checking pairs") as report:
-        checked = check_pairs(
-            pairs, _reading(settings, pairs, model), progress=report, workers=settings.workers
-        )
-    checked.raise_faults()
-    for warning in checked.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if checked.labels.n_classes != own.n_classes:
-        raise UserError(
-            f"{settings.pairs}: its masks hold {checked.labels.n_classes} classes, {settings.run} "
-            f"knows {own.n_classes} ({', '.join(own.names)}). "
-            "Pass --border or --mask-values to match"
-        )
     for old in ("metrics.json", "per_image.csv"):
         (out / old).unlink(missing_ok=True)
     shutil.rmtree(out / "overlays", ignore_errors=True)
-
     if own.n_classes > 2:
         save_legend(out / LEGEND, own, ("right, or not scored", LEFT_OUT))
 
@@ -176,6 +162,26 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     }
     write_json_atomic(out / "metrics.json", table)
     return result
+
+
+def _checked_pairs(settings: EvaluateSettings, model: Model) -> tuple[PairSet, PairReport]:
+    """The pairs, read as the run's own were. Raises UserError with all their faults."""
+    pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
+    own = model.segmenter.labels
+    with progress("checking pairs") as report:
+        checked = check_pairs(
+            pairs, _reading(settings, pairs, model), progress=report, workers=settings.workers
+        )
+    checked.raise_faults()
+    for warning in checked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if checked.labels.n_classes != own.n_classes:
+        raise UserError(
+            f"{settings.pairs}: its masks hold {checked.labels.n_classes} classes, {settings.run} "
+            f"knows {own.n_classes} ({', '.join(own.names)}). "
+            "Pass --border or --mask-values to match"
+        )
+    return pairs, checked
 
 
 def _said(settings: EvaluateSettings) -> bool:

@@ -144,10 +144,22 @@ def held_facts(out: Path) -> dict[str, Any]:
 
 def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
+    out = study.out
+    class_weights(study.plan.finetune.class_weights, study.prepared.checked, study.split.rest)
+    _refuse_another(study)
+    repeats = 1 + max(cell.repeat for cell in cells)
+    orders = {r: order(study.split, r, study.plan.seed) for r in range(repeats)}
+    names = [pair.name for pair in study.prepared.pairs.items]
+    panels = _panels(study)
+    # First, so that a study killed right here is known as one.
+    write_json_atomic(out / "study.json", _facts(study, command, cells, panels))
+    write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
+    _write_panels(study, panels)
+
+
+def _refuse_another(study: Study) -> None:
+    """Raises UserError where the folder is another study's, or holds something else."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
-    class_weights(plan.finetune.class_weights, study.prepared.checked, study.split.rest)
-    names = [pair.name for pair in pairs.items]
-    before = out / "study.json"
     if held := held_facts(out):
         if held.get("seed", plan.seed) != plan.seed:
             raise UserError(
@@ -165,12 +177,15 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
             )
     elif not (out / "cells").exists() and _holds_more_than_data(out):
         raise UserError(f"{out}: exists and is no study folder. Choose another --out")
-    repeats = 1 + max(cell.repeat for cell in cells)
-    orders = {r: order(study.split, r, plan.seed) for r in range(repeats)}
+
+
+def _facts(
+    study: Study, command: str, cells: Sequence[Cell], panels: Sequence[Pair]
+) -> dict[str, Any]:
+    plan = study.plan
     whole = [b for b in plan.budgets if study.budget(Cell(plan.arms[0], b, 0)).whole]
     labels = study.prepared.checked.labels
-    panels = _panels(study)
-    facts = {
+    return {
         "name": plan.name,
         "title": plan.title,
         "about": plan.about,
@@ -182,7 +197,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
         "loss": plan.finetune.loss,
         "class_weights": plan.finetune.class_weights,
         "pairs": plan.pairs,
-        "fingerprint": pairs.fingerprint(),
+        "fingerprint": study.prepared.pairs.fingerprint(),
         "n_pairs": study.n,
         "n_test": len(study.split.test),
         "test_pairs": plan.test_pairs,
@@ -208,10 +223,6 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
         "until_decided": study.looks,
         "cells": [study.key(cell) for cell in cells],
     }
-    # First, so that a study killed right here is known as one.
-    write_json_atomic(before, facts)
-    write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
-    _write_panels(study, panels)
 
 
 def _data(study: Study) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from fewmask.evaluation import per_image_csv, score_pairs
 from fewmask.evidence.verdicts import Verdict
 from fewmask.files import write_text_atomic
 from fewmask.inference import Pixels, save_mask
-from fewmask.metrics import aggregate
+from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
 from fewmask.reporting.page import write_report
 from fewmask.runs import config_of, key_of, write_result
-from fewmask.segmentation import Geometry
+from fewmask.segmentation import Geometry, Segmenter
 from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
 from fewmask.studies.deciding import beyond, looks_of, next_cells, undecided
 from fewmask.studies.grid import load_plan
@@ -159,6 +159,28 @@ def _run_cell(study: Study, cell: Cell) -> None:
         study.fabric, settings, study.prepared, budget, folder.name
     )
     workflows.save_run(settings, segmenter, study.prepared, budget, fitted)
+    facts = {
+        "key": folder.name,
+        "arm": cell.arm.name,
+        "budget": cell.budget,
+        "repeat": cell.repeat,
+        "seed": settings.seed,
+        "n_test": len(study.split.test),
+        "size": settings.size,
+        "recipe": settings.recipe,
+        "whole": budget.whole,
+        **_tested(study, segmenter, settings),
+        "fingerprint": study.prepared.pairs.fingerprint(),
+        "device": str(study.fabric.device),
+        "arithmetic": study.fabric._precision.precision,  # precision is a score here
+        "start": study.starts[cell.arm.name],
+    }
+    write_result(folder, replace(result, out=Path(folder.name)), **facts)
+
+
+def _tested(study: Study, segmenter: Segmenter, settings: FinetuneSettings) -> Scores:
+    """The scores on the test set; leaves masks/ and per_image.csv."""
+    folder = Path(settings.out)
     test = [study.prepared.pairs.items[row] for row in study.split.test]
 
     def keep(pair: Pair, _: Pixels, __: Pixels, mask: NDArray[np.uint8]) -> None:
@@ -181,23 +203,7 @@ def _run_cell(study: Study, cell: Cell) -> None:
     scores = {**dataset, "iou_per_image": per_image["iou"]}
     if labels.n_classes > 2:
         scores |= {f"iou_{name}": own["iou"] for name, own in per_class.items()}
-    facts = {
-        "key": folder.name,
-        "arm": cell.arm.name,
-        "budget": cell.budget,
-        "repeat": cell.repeat,
-        "seed": settings.seed,
-        "n_test": len(test),
-        "size": settings.size,
-        "recipe": settings.recipe,
-        "whole": budget.whole,
-        **scores,
-        "fingerprint": study.prepared.pairs.fingerprint(),
-        "device": str(study.fabric.device),
-        "arithmetic": study.fabric._precision.precision,  # precision is a score here
-        "start": study.starts[cell.arm.name],
-    }
-    write_result(folder, replace(result, out=Path(folder.name)), **facts)
+    return scores
 
 
 def _encoder(study: Study, arm: Arm, pretrain: PretrainSettings) -> Path:

@@ -187,7 +187,7 @@ def train(
     say_batch(fabric, stream, "training pairs")
     steps = settings.steps or (settings.epochs or 1) * stream.steps_per_epoch
     every = stream.steps_per_epoch if settings.epochs else max(1, steps // CHECKS)
-    loss = str(settings.loss)
+    out, loss = Path(settings.out), str(settings.loss)
     weights = class_weights(settings.class_weights, prepared.checked, budget.train)
     for name in unseen(prepared.checked, budget.train):
         say(fabric, f"warning: no training mask holds the class {name}; it cannot be learnt")
@@ -195,31 +195,11 @@ def train(
     check = Check(
         every, Validation(segmenter, prepared.cache, budget.val, loss, fabric.device, weights)
     )
-    optimisation = Optimisation(
-        str(settings.optimizer),
-        settings.lr or 0.0,
-        settings.weight_decay or 0.0,
-        str(settings.schedule),
-        settings.warmup or 0.0,
-    )
-    out = Path(settings.out)
     with progress(f"fine-tuning on {len(budget.train)} pairs") as report:
-        run = Run(
-            out,
-            key,
-            steps,
-            optimisation,
-            settings.keep or "last",
-            report if fabric.is_global_zero else silent,
-        )
-        fitted = fit(
-            fabric,
-            task,
-            task.groups(1.0 if settings.encoder_lr is None else settings.encoder_lr),
-            stream,
-            run,
-            check,
-        )
+        heard = report if fabric.is_global_zero else silent
+        run = Run(out, key, steps, _optimisation(settings), settings.keep or "last", heard)
+        groups = task.groups(1.0 if settings.encoder_lr is None else settings.encoder_lr)
+        fitted = fit(fabric, task, groups, stream, run, check)
     final = check.score(steps) if settings.keep != "best" else fitted.best
     result = FinetuneResult(
         out=out,
@@ -236,6 +216,16 @@ def train(
         transfer=transfer,
     )
     return segmenter, result, fitted
+
+
+def _optimisation(settings: FinetuneSettings) -> Optimisation:
+    return Optimisation(
+        str(settings.optimizer),
+        settings.lr or 0.0,
+        settings.weight_decay or 0.0,
+        str(settings.schedule),
+        settings.warmup or 0.0,
+    )
 
 
 def save_run(

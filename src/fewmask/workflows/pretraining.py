@@ -140,30 +140,19 @@ def _pretrain(
     out = Path(settings.out)
     key = _key(settings, images, leave_out)
     if cache.skipped:
-        say(
-            fabric,
-            f"warning: {len(cache.skipped)} undecodable images left out, the first: "
-            f"{cache.skipped[0]}",
-        )
+        n, first = len(cache.skipped), cache.skipped[0]
+        say(fabric, f"warning: {n} undecodable images left out, the first: {first}")
     stream = _pool_stream(images, cache, rows, settings, fabric)
     encoder, transfer, start = started_encoder(settings)
     if transfer:
         say(fabric, f"loaded {transfer.sentence()}")
-    chosen = component(settings.pretext)
     steps = settings.steps or (settings.epochs or 20) * stream.steps_per_epoch
     torch.manual_seed(settings.seed + 1)
     task = _task(settings, images, len(rows), stream.size, steps, encoder)
     task.to(memory_format=torch.channels_last)
-    optimisation = Optimisation(
-        settings.optimizer,
-        settings.lr or default_lr(settings.optimizer, stream.size) * task.rate,
-        settings.weight_decay,
-        settings.schedule,
-        settings.warmup,
-        task.beta1,
-    )
-    title = f"{chosen.name} on {images.pool}"
-    with progress(title) as report:
+    name = component(settings.pretext).name
+    with progress(f"{name} on {images.pool}") as report:
+        optimisation = _optimisation(settings, task, stream.size)
         run = Run(out, key, steps, optimisation, "last", report)
         pairs = probe_pairs(settings)
         watch = Watch(fabric, task, cache, rows, settings.size, settings.seed, out, pairs)
@@ -174,7 +163,7 @@ def _pretrain(
     result = PretrainResult(
         out=out,
         encoder=settings.encoder,
-        pretext=chosen.name,
+        pretext=name,
         steps=fitted.steps,
         seconds=fitted.seconds,
         images=len(rows),
@@ -185,14 +174,8 @@ def _pretrain(
         probe_iou_start=watch.start.get("probe_iou"),
     )
     if fabric.is_global_zero:
-        save_weights(
-            out / "encoder.safetensors",
-            encoder.state_dict(),
-            {"encoder": settings.encoder, "key": key},
-        )
-        if task.decoder is not None:
-            save_weights(out / "decoder.safetensors", task.decoder.state_dict(), {"key": key})
-        draw_curves(fitted.rows, out / "curves.png", title)
+        _save_weights(result, key, encoder, task)
+        draw_curves(fitted.rows, out / "curves.png", f"{name} on {images.pool}")
         write_result(
             out,
             result,
@@ -205,6 +188,28 @@ def _pretrain(
             last=last,
         )
     return result
+
+
+def _optimisation(settings: PretrainSettings, task: PretextModule, batch: int) -> Optimisation:
+    return Optimisation(
+        settings.optimizer,
+        settings.lr or default_lr(settings.optimizer, batch) * task.rate,
+        settings.weight_decay,
+        settings.schedule,
+        settings.warmup,
+        task.beta1,
+    )
+
+
+def _save_weights(
+    result: PretrainResult, key: str, encoder: nn.Module, task: PretextModule
+) -> None:
+    """The encoder, and the decoder where the task has pre-trained one."""
+    path = result.out / "encoder.safetensors"
+    save_weights(path, encoder.state_dict(), {"encoder": result.encoder, "key": key})
+    if task.decoder is not None:
+        path = result.out / "decoder.safetensors"
+        save_weights(path, task.decoder.state_dict(), {"key": key})
 
 
 def _pool_stream(
