@@ -11,7 +11,7 @@ import torch
 
 import fewmask
 from fewmask import exporting
-from fewmask.inference import load_run
+from fewmask.inference import Network, load_run
 from fewmask.types import UserError
 
 NEEDS = {"onnx": "onnxscript", "openvino": "openvino"}
@@ -41,7 +41,7 @@ def test_exports_agree_with_the_original(run: Path, tmp_path: Path, kind: str) -
 def test_an_export_that_differs_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*_: object) -> exporting.Reader:
+    def wrong(*_: object) -> Network:
         return lambda images: load_run(run).segmenter(images) + 0.5
 
     monkeypatch.setitem(exporting.WRITERS, "smp", wrong)

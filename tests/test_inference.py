@@ -87,18 +87,41 @@ def test_predict_writes_a_mask_and_an_overlay_for_each_image(run: Path, tmp_path
     assert opened(out / "overlays" / "grey.png") == ((200, 9), "RGB")
 
 
-def test_what_cannot_be_predicted_is_named_before_anything_is_written(
-    run: Path, tmp_path: Path
-) -> None:
+def test_names_that_clash_are_said_before_anything_is_written(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     Image.new("RGB", (8, 8)).save(folder / "a.jpg")
-    (folder / "b.jpg").write_text("no picture")
+    (tmp_path / "b.jpg").write_text("no picture")
+    paths = (str(folder), str(tmp_path / "b.jpg"))
     with pytest.raises(UserError) as raised:
-        fewmask.predict(run=str(run), paths=(str(folder),), out=str(tmp_path / "out"))
+        fewmask.predict(run=str(run), paths=paths, out=str(tmp_path / "out"))
     assert len(raised.value.faults) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_the_others_are_predicted_where_one_cannot_be_decoded(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        Image.effect_noise((40, 40), 50).save(folder / f"{name}.png")
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError) as raised:
+        fewmask.predict(run=str(run), paths=(str(folder),), out=str(tmp_path / "out"))
+    assert "b.png: cannot be decoded" in raised.value.faults[0]
+    assert "the other 2 images" in raised.value.faults[1]
+    assert sorted(p.name for p in (tmp_path / "out" / "masks").iterdir()) == ["a.png", "c.png"]
+
+
+def test_overlays_can_be_left_out(run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    result = fewmask.predict(
+        run=str(run), paths=(str(tmp_path / "a.png"),), out=str(out), overlays=False
+    )
+    assert result.overlays == ()
+    assert [p.name for p in out.iterdir()] == ["masks"]
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path: Path) -> None:

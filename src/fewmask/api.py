@@ -114,9 +114,9 @@ def similarity(settings: SimilaritySettings) -> SimilarityResult:
 @_with_settings(PredictSettings)
 def predict(settings: PredictSettings) -> PredictResult:
     """Write masks and overlays for images of any size."""
-    from fewmask import inference
+    from fewmask import predicting
 
-    return inference.predict(settings)
+    return predicting.predict(settings)
 
 
 @_with_settings(ExportSettings)

@@ -23,6 +23,7 @@ from fewmask.files import csv_text, write_json_atomic, write_text_atomic
 from fewmask.inference import (
     LEGEND,
     Model,
+    Network,
     Pixels,
     decoded_logits,
     load_run,
@@ -33,7 +34,7 @@ from fewmask.inference import (
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, per_class, scores
 from fewmask.progress import Report, progress, silent
-from fewmask.segmentation import Geometry, Segmenter, predicted
+from fewmask.segmentation import Geometry, predicted
 from fewmask.settings import EvaluateSettings
 from fewmask.types import IGNORED, EvaluateResult, Labels, UserError
 
@@ -42,7 +43,7 @@ Keep = Callable[[Pair, Pixels, NDArray[np.uint8], NDArray[np.uint8]], None]
 
 
 def score_pairs(
-    segmenter: Segmenter,
+    network: Network,
     geometry: Geometry,
     pairs: Sequence[Pair],
     labels: Labels,
@@ -52,10 +53,11 @@ def score_pairs(
     workers: int | None = None,
 ) -> list[ImageScores]:
     """The scores of every pair, in order. `labels` says how the masks' values are read."""
-    segmenter.eval()
+    if isinstance(network, torch.nn.Module):
+        network.eval()
     found = []
     items = [pair.image for pair in pairs]
-    stream = decoded_logits(segmenter, geometry, items, device, workers)
+    stream = decoded_logits(network, geometry, items, device, workers)
     for i, (pair, (pixels, logits)) in enumerate(zip(pairs, stream, strict=True)):
         values = pair.mask.values()
         image_scores, mask = score_one(pair.name, logits, values, labels)

@@ -24,7 +24,9 @@ COMPONENTS = {"Pretext": str, "Decoder": str}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UserErrors."""
+    """argparse whose errors are UserErrors. `positional` are fields that are no flags."""
+
+    positional: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help")
@@ -101,6 +103,7 @@ def build_parser(
 ) -> Parser:
     """A parser of the flags of a command's settings and of its chosen components."""
     parser = Parser(prog=prog, description=(cls.__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser.positional = tuple(positional)
     for owner in (cls, *components):
         title = None if owner is cls else f"of {getattr(owner, 'name', owner.__name__)}"
         group = parser.add_argument_group(title) if title else parser
@@ -159,8 +162,12 @@ def given(parser: Parser, argv: Sequence[str], *owners: type) -> dict[str, Any]:
     known = {field.name: kind for owner in owners for field, kind, _ in options(owner)}
     namespace, rest = parser.parse_known_args(argv)
     if rest:
-        flags = [flag_name(name) for name in known]
-        raise UserError(f"unknown argument {rest[0]}{near(rest[0].split('=')[0], flags)}")
+        wrong, _, _ = rest[0].partition("=")
+        bare = [n for n in parser.positional if flag_name(n) == wrong]
+        if bare:
+            raise UserError(f"{wrong}: is given without a flag, after the command. See --help")
+        flags = [flag_name(name) for name in known if name not in parser.positional]
+        raise UserError(f"unknown argument {rest[0]}{near(wrong, flags)}")
     said = vars(namespace)
     values = read_config(said.pop("config"), known) if "config" in said else {}
     for name, value in said.items():

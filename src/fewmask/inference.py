@@ -6,11 +6,11 @@ import io
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import methodcaller
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,20 @@ from fewmask.augment import to_unit
 from fewmask.checkpoint import read_weights
 from fewmask.data import classes
 from fewmask.data.cache import in_order
-from fewmask.data.images import Undecodable, resize_image
-from fewmask.data.sources import ImageItem, open_file, open_images
+from fewmask.data.images import resize_image
+from fewmask.data.sources import ImageItem
 from fewmask.files import write_bytes_atomic
-from fewmask.progress import progress
 from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
-from fewmask.settings import PredictSettings
-from fewmask.types import Colour, Labels, PredictResult, UserError
+from fewmask.types import Colour, Labels, UserError
 
 Pixels = NDArray[np.uint8]
 
 BATCH = 16
 LEGEND = "legend.png"
+
+
+Network = Callable[[Tensor], Tensor]
+"""Images float32 [B,3,S,S] of 0 to 1 -> logits [B,C,S,S]: a Segmenter, or an engine's own."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
 
 
 def logits_of(
-    segmenter: Segmenter, geometry: Geometry, images: Iterable[Pixels], device: torch.device
+    network: Network, geometry: Geometry, images: Iterable[Pixels], device: torch.device
 ) -> Iterator[Tensor]:
     """The logits [C,H,W] of each image uint8 [H,W,3], at the image's own resolution, on the CPU.
 
@@ -85,7 +87,7 @@ def logits_of(
         batch = torch.from_numpy(np.stack([pixels for pixels, _ in seen]))
         # Not around the yields: a caller that stops half-way would be left in inference mode.
         with torch.inference_mode():
-            logits = segmenter(to_unit(batch.permute(0, 3, 1, 2).to(device)))
+            logits = network(to_unit(batch.permute(0, 3, 1, 2).to(device)))
         for own, (_, (height, width)), pixels in zip(logits, seen, chunk, strict=True):
             with torch.inference_mode():
                 sized = functional.interpolate(
@@ -95,37 +97,6 @@ def logits_of(
                     align_corners=False,
                 )[0].cpu()
             yield sized
-
-
-def predict(settings: PredictSettings) -> PredictResult:
-    """Masks and overlays of all images named, in files beside each other by stem.
-
-    Of more than two classes also `legend.png`, their colours.
-
-    Raises UserError for what cannot be read, before anything is written.
-    """
-    from fewmask.devices import pick_device
-
-    device = pick_device(settings.device)
-    out = Path(settings.out)
-    own_folder(out, {"masks", "overlays", LEGEND})
-    model = load_run(settings.run, device)
-    found = named_images(settings.paths)
-    labels = model.segmenter.labels
-    colours = classes.colours(labels)
-    if labels.n_classes > 2:
-        save_legend(out / LEGEND, labels)
-    masks: list[Path] = []
-    overlays: list[Path] = []
-    with progress("predicting") as report:
-        stems, items = zip(*found, strict=True)
-        for stem, pixels, mask in masks_of(model, stems, items, device, settings.workers):
-            masks.append(out / "masks" / f"{stem}.png")
-            overlays.append(out / "overlays" / f"{stem}.png")
-            save_mask(masks[-1], mask)
-            save_picture(overlays[-1], overlay(pixels, mask, colours))
-            report(len(masks), len(found))
-    return PredictResult(out, tuple(masks), tuple(overlays))
 
 
 def own_folder(out: Path, names: set[str]) -> None:
@@ -144,7 +115,7 @@ def own_folder(out: Path, names: set[str]) -> None:
 
 
 def decoded_logits(
-    segmenter: Segmenter,
+    network: Network,
     geometry: Geometry,
     items: Iterable[ImageItem],
     device: torch.device,
@@ -158,7 +129,7 @@ def decoded_logits(
             held.append(pixels)
             yield pixels
 
-    for logits in logits_of(segmenter, geometry, decoded(), device):
+    for logits in logits_of(network, geometry, decoded(), device):
         yield held.popleft(), logits
 
 
@@ -173,44 +144,6 @@ def masks_of(
     stream = decoded_logits(model.segmenter, model.geometry, items, device, workers)
     for stem, (pixels, logits) in zip(stems, stream, strict=True):
         yield stem, pixels, predicted(logits).numpy()
-
-
-def named_images(paths: Sequence[str]) -> list[tuple[str, ImageItem]]:
-    """(path without its ending, below `masks/`; image) of all files, and of all in folders.
-
-    Raises UserError with every file that is missing, cannot be decoded, or whose mask would have
-    the name of another's.
-    """
-    if not paths:
-        raise UserError("PATH is missing; name image files or folders")
-    found: list[tuple[str, ImageItem]] = []
-    faults: list[str] = []
-    for path in paths:
-        try:
-            single = Path(path).is_file()
-            if not Path(path).exists() and ":" not in path:
-                raise UserError(f"{path}: no such file or folder. Mend the path")
-            items = [open_file(path)] if single else open_images(path).items
-            for item in items:
-                name = PurePosixPath(item.name)
-                found.append((name.stem if single else str(name.with_suffix("")), item))
-        except UserError as mistake:
-            faults.extend(mistake.faults)
-    first: dict[str, ImageItem] = {}
-    for stem, item in found:
-        if stem in first:
-            faults.append(
-                f"{item.where}: its mask would be {stem}.png, as that of {first[stem].where}. "
-                "Predict the two into different --out folders"
-            )
-        first.setdefault(stem, item)
-        try:
-            item.pixels()
-        except Undecodable as problem:
-            faults.append(f"{problem.where}: cannot be decoded ({problem.reason}). Remove it")
-    if faults:
-        raise UserError(*faults)
-    return found
 
 
 def save_picture(path: Path, pixels: Pixels | Image.Image) -> None:

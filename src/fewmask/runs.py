@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
@@ -53,6 +57,46 @@ def claim(out: Path, config: dict[str, Any]) -> None:
     refuse_others(out, config)
     if not (out / "config.toml").exists():
         write_text_atomic(out / "config.toml", tomli_w.dumps(config))
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold a folder while working in it; it must be there.
+
+    The lock is on the folder itself and goes with its process, so that a killed one leaves nothing
+    behind. Raises UserError, naming the process, where another one holds it. Of several processes
+    of one run (torchrun) the first holds it for all; where folders can't be locked (some network
+    file systems) nothing is.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out}: {_holder(folder)} is working in it. Wait until it is done, or choose "
+                "another --out"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _holder(folder: int) -> str:
+    """The process that has locked an open folder, as far as the system tells (Linux does)."""
+    number = os.fstat(folder).st_ino
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE 17726 fe:00:16042500 0 EOF
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(number):
+                said = Path(f"/proc/{fields[4]}/cmdline").read_bytes().replace(b"\0", b" ")
+                return f"process {fields[4]} ({said.decode(errors='replace').strip()[:200]})"
+    return "another process"
 
 
 def versions() -> dict[str, str]:

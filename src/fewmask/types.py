@@ -292,6 +292,8 @@ class PredictResult:
     out: Path
     masks: tuple[Path, ...]
     overlays: tuple[Path, ...]
+    engine: str = "torch"
+    """What computed them: torch, onnx, openvino, or openvino int8."""
 
 
 @dataclass(frozen=True)

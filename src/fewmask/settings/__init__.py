@@ -34,6 +34,7 @@ from fewmask.settings.training import (
 )
 from fewmask.settings.using import (
     CheckSettings,
+    EngineName,
     EvaluateSettings,
     ExportSettings,
     Format,
@@ -42,8 +43,9 @@ from fewmask.settings.using import (
 
 __all__ = [
     "NOT_WHAT_IS_COMPUTED", "RANGES", "RECIPES", "WATCHING", "WEIGHTINGS", "CheckSettings",
-    "DemoSettings", "EvaluateSettings", "ExportSettings", "FinetuneSettings", "Format", "Keep",
-    "Loss", "Machine", "MaskFlags", "Optimizer", "PredictSettings", "PretrainSettings",
-    "ProbeSettings", "Reading", "ReportSettings", "Schedule", "Settings", "SimilaritySettings",
-    "StudySettings", "SuggestSettings", "Suggesting", "TrainingMachine", "numbers",
+    "DemoSettings", "EngineName", "EvaluateSettings", "ExportSettings", "FinetuneSettings",
+    "Format", "Keep", "Loss", "Machine", "MaskFlags", "Optimizer", "PredictSettings",
+    "PretrainSettings", "ProbeSettings", "Reading", "ReportSettings", "Schedule", "Settings",
+    "SimilaritySettings", "StudySettings", "SuggestSettings", "Suggesting", "TrainingMachine",
+    "numbers",
 ]  # fmt: skip

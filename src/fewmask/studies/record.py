@@ -143,10 +143,9 @@ def held_facts(out: Path) -> dict[str, Any]:
 
 
 def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
-    """study.json, splits.json and the pictures that the panels show; refuses another's folder."""
+    """study.json, splits.json and the pictures that the panels show."""
     out = study.out
     class_weights(study.plan.finetune.class_weights, study.prepared.checked, study.split.rest)
-    _refuse_another(study)
     repeats = 1 + max(cell.repeat for cell in cells)
     orders = {r: order(study.split, r, study.plan.seed) for r in range(repeats)}
     names = [pair.name for pair in study.prepared.pairs.items]
@@ -157,7 +156,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     _write_panels(study, panels)
 
 
-def _refuse_another(study: Study) -> None:
+def refuse_another(study: Study) -> None:
     """Raises UserError where the folder is another study's, or holds something else."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
     if held := held_facts(out):

@@ -22,7 +22,7 @@ from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
 from fewmask.reporting.page import write_report
-from fewmask.runs import config_of, key_of, write_result
+from fewmask.runs import config_of, held, key_of, write_result
 from fewmask.segmentation import Geometry, Segmenter
 from fewmask.settings import FinetuneSettings, PretrainSettings, StudySettings
 from fewmask.studies.deciding import beyond, looks_of, next_cells, undecided
@@ -30,7 +30,14 @@ from fewmask.studies.grid import load_plan
 from fewmask.studies.leakage import find_leakage, tell
 from fewmask.studies.own_test import prepare_both
 from fewmask.studies.plan import Arm, Cell, Plan
-from fewmask.studies.record import PATHS, Study, write_examples, write_facts, write_results
+from fewmask.studies.record import (
+    PATHS,
+    Study,
+    refuse_another,
+    write_examples,
+    write_facts,
+    write_results,
+)
 from fewmask.types import StudyResult
 from fewmask.workflows import Prepared
 
@@ -43,8 +50,16 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
     plan = load_plan(settings)
     out = Path(settings.out)
     study = _prepare(plan, out, settings)
+    refuse_another(study)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        return _run(study, settings, command)
+
+
+def _run(study: Study, settings: StudySettings, command: str) -> StudyResult:
+    out = study.out
     study.looks = looks_of(study, settings)
-    cells = [*plan.cells(), *beyond(study)]
+    cells = [*study.plan.cells(), *beyond(study)]
     write_facts(study, command, cells)
     _say_others(study, cells)
     tell(study.leakage, len(study.split.test), out)

@@ -24,7 +24,7 @@ from fewmask.devices import make_fabric
 from fewmask.files import write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
-from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
+from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
 from fewmask.segmentation import Geometry, SegmentationTask, Segmenter, describe
 from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
@@ -97,7 +97,8 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     if done:
         return done
     claim(out, config_of(settings))
-    return launch(settings, _finetune, FinetuneResult)
+    with held(out):
+        return launch(settings, _finetune, FinetuneResult)
 
 
 def _key(settings: FinetuneSettings, prepared: Prepared) -> str:

@@ -24,7 +24,7 @@ from fewmask.flags import near
 from fewmask.optimisation import Optimisation
 from fewmask.pretext import PRETEXTS, Pool, Pretext, PretextModule
 from fewmask.progress import progress
-from fewmask.runs import claim, config_of, key_of, read_result, refuse_others, write_result
+from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
 from fewmask.settings import PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
@@ -52,7 +52,8 @@ def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
     if done:
         return done
     claim(out, config)
-    return launch(settings, partial(_pretrain, leave_out=leave_out), PretrainResult)
+    with held(out):
+        return launch(settings, partial(_pretrain, leave_out=leave_out), PretrainResult)
 
 
 def try_pretraining(

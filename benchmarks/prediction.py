@@ -1,0 +1,190 @@
+"""How fast is a folder of photographs turned into masks? fewmask's engines beside a plain smp loop.
+
+    python benchmarks/prediction.py --run RUN --images SRC --out results/bench/prediction
+
+The peer is what smp's users write: the same weights by `smp.from_pretrained`, eager, batches of 8
+resized pictures, each mask brought to its picture's size, saved as PNG; Pillow for the files. All
+run as processes of their own on the same files and threads, one after the other in every round, in
+a new order each time; start-up counts. Of each the CPU seconds of its process and the wall seconds
+are taken, the ratio is that of its round's peer, the interval Student's t over the rounds on a log
+scale. What an engine costs to make ready is measured apart, once, and so is what int8 loses.
+
+Writes prediction.json and table.md; more rounds are added to those that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+PEER = "smp loop"
+WAYS = {
+    "torch": ["--engine", "torch"],
+    "openvino": ["--engine", "openvino"],
+    "openvino int8": ["--int8"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", required=True, help="a fine-tuning run that smp can open")
+    parser.add_argument("--images", required=True, help="a folder of photographs")
+    parser.add_argument("--out", type=Path, default=Path("results/bench/prediction"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", metavar="MASKS", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer:
+        peer(arguments.run, arguments.images, Path(arguments.peer))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "prediction.json"
+    record = json.loads(path.read_text()) if path.exists() else {"rounds": []}
+    with tempfile.TemporaryDirectory() as work:
+        record |= {"ready": made_ready(arguments, Path(work)), **setting(arguments)}
+        for _ in range(arguments.rounds):
+            record["rounds"].append(one_round(arguments, Path(work)))
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            write_table(record, arguments.out / "table.md")
+
+
+def setting(arguments: argparse.Namespace) -> dict[str, Any]:
+    from fewmask.inference import load_run
+    from fewmask.runs import versions
+
+    model = load_run(arguments.run)
+    images = [p for p in Path(arguments.images).rglob("*") if p.is_file()]
+    return {
+        "encoder": model.segmenter.encoder_name,
+        "size": model.geometry.size,
+        "images": len(images),
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "versions": versions(),
+    }
+
+
+def command(arguments: argparse.Namespace, way: str, out: Path) -> list[str]:
+    if way == PEER:
+        mine = [__file__, "--run", arguments.run, "--images", arguments.images, "--peer", str(out)]
+        return [sys.executable, *mine]
+    flags = [*WAYS[way], "--no-overlays", "--device", "cpu", "--out", str(out)]
+    return [sys.executable, "-m", "fewmask", "predict", arguments.run, arguments.images, *flags]
+
+
+def timed(line: list[str]) -> tuple[float, float, str]:
+    """(CPU seconds of the process, wall seconds, what it said)."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    ran = subprocess.run(line, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(line)}: {ran.stderr}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu, time.perf_counter() - began, ran.stderr
+
+
+def made_ready(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The first run of each way, whose engine may have to be made; what int8 says it loses."""
+    found = {}
+    for number, way in enumerate(WAYS):
+        cpu, wall, said = timed(command(arguments, way, work / f"ready{number}"))
+        loss = [line for line in said.splitlines() if "int8 gives" in line]
+        found[way] = {"cpu": cpu, "wall": wall, "said": loss[0] if loss else ""}
+    return found
+
+
+def one_round(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    order = random.sample([PEER, *WAYS], 1 + len(WAYS))
+    found: dict[str, Any] = {}
+    masks: dict[str, Path] = {}
+    for way in order:
+        masks[way] = Path(tempfile.mkdtemp(dir=work)) / "out"
+        cpu, wall, _ = timed(command(arguments, way, masks[way]))
+        found[way] = {"cpu": cpu, "wall": wall}
+        print(f"{way}: {cpu:.1f} s of CPU, {wall:.1f} s", flush=True)
+    for way in order:
+        found[way]["agreement"] = agreement(masks[way] / "masks", masks["torch"] / "masks")
+    return found
+
+
+def agreement(one: Path, other: Path) -> float:
+    """The share of pixels of all masks to which both give one class."""
+    from PIL import Image
+
+    same = total = 0
+    for path in sorted(other.rglob("*.png")):
+        a, b = (np.asarray(Image.open(p)) for p in (one / path.relative_to(other), path))
+        same, total = same + int((a == b).sum()), total + a.size
+    return same / total
+
+
+def peer(run: str, images: str, out: Path) -> None:
+    """A plain loop over the files with the model that smp opens."""
+    import segmentation_models_pytorch as smp
+    import torch
+    from PIL import Image
+    from torch.nn import functional
+
+    model = smp.from_pretrained(run).eval()
+    size = json.loads((Path(run) / "model.json").read_text())["size"]
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    files = sorted(p for p in Path(images).rglob("*") if p.is_file())
+    (out / "masks").mkdir(parents=True)
+    with torch.inference_mode():
+        for first in range(0, len(files), 8):
+            part = files[first : first + 8]
+            opened = [Image.open(path).convert("RGB") for path in part]
+            small = [
+                np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+                for image in opened
+            ]
+            batch = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 255
+            for path, image, logits in zip(part, opened, model((batch - mean) / std), strict=True):
+                sized = functional.interpolate(logits[None], image.size[::-1], mode="bilinear")[0]
+                classes = (sized[0] > 0) if len(sized) == 1 else sized.argmax(0)
+                mask = Image.fromarray(classes.to(torch.uint8).numpy())
+                mask.save(out / "masks" / f"{path.stem}.png")
+
+
+def write_table(record: dict[str, Any], path: Path) -> None:
+    lines = [
+        "| way | images/s of CPU | times the peer, CPU (95 %) | times the peer, wall (95 %) "
+        "| pixels as torch | made ready in |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rounds = record["rounds"]
+    for way in (PEER, *WAYS):
+        speed = record["images"] / np.mean([r[way]["cpu"] for r in rounds])
+        agreed = np.mean([r[way]["agreement"] for r in rounds])
+        usual = np.mean([r[way]["wall"] for r in rounds])
+        ready = max(0.0, record["ready"][way]["wall"] - usual) if way in WAYS else 0.0
+        lines.append(
+            f"| {way} | {speed:.1f} | {ratio(rounds, way, 'cpu')} | {ratio(rounds, way, 'wall')} "
+            f"| {100 * agreed:.2f} % | {f'{ready:.0f} s' if ready > 1 else '-'} |"
+        )
+    path.write_text("\n".join(lines) + "\n")
+
+
+def ratio(rounds: list[dict[str, Any]], way: str, what: str) -> str:
+    logs = np.log([r[PEER][what] / r[way][what] for r in rounds])
+    if way == PEER or len(logs) < 2:
+        return f"{np.exp(logs.mean()):.2f}"
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
+    return f"{np.exp(logs.mean()):.2f} ({low:.2f} to {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""ONNX Runtime and OpenVINO: writing a model for them, and reading it back.
+
+A network takes images float32 [B,3,S,S] of values 0 to 1 (RGB, S the run's --size) and gives logits
+[B,n_logits,S,S]; the normalisation is inside.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewmask.inference import Network
+from fewmask.segmentation import predicted
+from fewmask.types import UserError
+
+NEAR = 0.99
+"""Share of the pixels to which int8 gives the original's class, or another scheme is tried."""
+Writer = Callable[[nn.Module, Path, Tensor], Network]
+"""(network, file to write, images to trace it with) -> the network read back from that file."""
+
+
+def needs(name: str) -> ModuleType:
+    """A package of the extra `export`. Raises UserError where it is missing."""
+    # OpenVINO and NNCF report their use over the network unless this package is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(
+            f"this format needs {name}. Install the extra `export` (pip install '.[export]')"
+        ) from None
+
+
+def exported(network: nn.Module, images: Tensor) -> Any:
+    """The network as torch.export gives it, for batches of any number of images."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return torch.export.export(network, (images,), dynamic_shapes=({0: batch},), strict=False)
+
+
+def write_onnx(network: nn.Module, path: Path, images: Tensor) -> Network:
+    """Write one .onnx file. Raises UserError where a package is missing."""
+    needs("onnxscript")
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.onnx.export(
+        network,
+        (images,),
+        str(path),
+        dynamo=True,
+        external_data=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
+        verbose=False,
+    )
+    return read_onnx(path)
+
+
+def read_onnx(path: Path) -> Network:
+    """The network of an .onnx file, on the CPU."""
+    runtime = needs("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def write_openvino(network: nn.Module, path: Path, images: Tensor) -> Network:
+    """Write an .xml file and its .bin. Raises UserError where the package is missing."""
+    openvino = needs("openvino")
+    save_openvino(openvino.convert_model(exported(network, images)), path)
+    return read_openvino(path)
+
+
+def save_openvino(converted: Any, path: Path) -> None:
+    """Raises OSError where there is no room."""
+    try:
+        needs("openvino").save_model(converted, str(path), compress_to_fp16=False)
+    except RuntimeError as problem:  # its own words don't say which file, nor why
+        raise OSError(
+            errno.EIO, "openvino could not save it: no room or no permission"
+        ) from problem
+
+
+def read_openvino(path: Path) -> Network:
+    """The network of an .xml file, on the CPU and in float32 (int8 where it was quantised)."""
+    return compiled(str(path))
+
+
+def compiled(model: Any) -> Network:
+    """The network of an OpenVINO model, or of its file."""
+    # By itself it computes in bf16 where the processor can, and would differ from the original.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    ready = needs("openvino").Core().compile_model(model, "CPU", settings)
+    return lambda images: torch.from_numpy(ready(images.numpy())[0])
+
+
+def agreement(one: Network, other: Network, images: Tensor) -> float:
+    """The share of pixels of images [N,3,S,S] to which both give one class."""
+    same = total = 0
+    with torch.inference_mode():
+        for part in torch.split(images, 16):
+            equal = predicted(one(part)) == predicted(other(part))
+            same, total = same + int(equal.sum()), total + equal.numel()
+    return same / total
+
+
+def write_int8(network: nn.Module, path: Path, images: Tensor) -> Network:
+    """As `write_openvino`, its convolutions in int8, their ranges measured on `images`.
+
+    Post-training quantisation by NNCF (Kozlov et al. 2020, arXiv:2002.08679): weights symmetric and
+    per channel, activations by the extremes seen, biases corrected. Where that gives other classes
+    to 1 % of the pixels or more, NNCF's scheme for transformers is tried as well, which leaves
+    scales and shifts between layers in float32 (DenseNet has many), and the nearer one is written.
+    Raises UserError where a package is missing.
+    """
+    openvino = needs("openvino")
+    with _quiet():
+        nncf = needs("nncf")
+        converted = openvino.convert_model(exported(network, images[:2]))
+        calibration = nncf.Dataset([image.numpy() for image in torch.split(images, 1)])
+        best = (-1.0, None)
+        for scheme in (None, nncf.ModelType.TRANSFORMER):
+            made = nncf.quantize(
+                converted,
+                calibration,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(images),
+                model_type=scheme,
+            )
+            agreed = agreement(network, compiled(made), images)
+            if agreed > best[0]:
+                best = (agreed, made)
+            if agreed >= NEAR:
+                break
+    save_openvino(best[1], path)
+    return read_openvino(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws progress bars on standard output, and talks on both streams."""
+    import io
+    import logging
+    from contextlib import redirect_stderr, redirect_stdout
+
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+WRITERS: dict[str, Writer] = {"onnx": write_onnx, "openvino": write_openvino}
+READERS: dict[str, Callable[[Path], Network]] = {"onnx": read_onnx, "openvino": read_openvino}

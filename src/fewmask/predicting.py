@@ -1,0 +1,161 @@
+"""predict: image files in, masks and overlays out, decoding and encoding beside the network."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from fewmask.data import classes
+from fewmask.data.cache import in_order
+from fewmask.data.images import Undecodable, open_image
+from fewmask.data.sources import ImageItem, open_file, open_images
+from fewmask.devices import pick_device
+from fewmask.engines import Engine, open_engine
+from fewmask.inference import (
+    BATCH,
+    LEGEND,
+    Model,
+    Pixels,
+    load_run,
+    logits_of,
+    overlay,
+    own_folder,
+    save_legend,
+    save_mask,
+    save_picture,
+)
+from fewmask.progress import progress
+from fewmask.segmentation import predicted
+from fewmask.settings import PredictSettings
+from fewmask.types import Colour, PredictResult, UserError
+
+Named = tuple[str, ImageItem]
+"""(path without its ending, below masks/; the image)."""
+
+
+def predict(settings: PredictSettings) -> PredictResult:
+    """Masks and overlays of all images named, in files beside each other by stem.
+
+    Of more than two classes also `legend.png`, their colours.
+
+    Raises UserError for a path that is missing, a name that stands twice, or a model that cannot be
+    read, before anything is written; and at the end for images that cannot be decoded: the masks of
+    all others are there.
+    """
+    device = pick_device(settings.device)
+    out = Path(settings.out)
+    own_folder(out, {"masks", "overlays", LEGEND})
+    model = load_run(settings.run, device)
+    found = named_images(settings.paths)
+    items = [item for _, item in found]
+    engine = open_engine(model, settings.engine, int8=settings.int8, items=items, device=device)
+    if engine.loss is not None:
+        said = "warning: " if engine.loss.too_much else ""
+        print(f"{said}{engine.loss.sentence()}", file=sys.stderr)
+    labels = model.segmenter.labels
+    if labels.n_classes > 2:
+        save_legend(out / LEGEND, labels)
+    colours = classes.colours(labels) if settings.overlays else None
+    faults: list[str] = []
+    stems: list[str] = []
+    with progress(f"predicting ({engine.name})") as report:
+        stream = _masks(model, engine, _readable(found, settings.workers, faults), device)
+        # What is computed waits for its place on the disk in few pictures, which may be large.
+        for stem in in_order(partial(_save, out, colours), stream, settings.workers, ahead=8):
+            stems.append(stem)
+            report(len(stems) + len(faults), len(found))
+    if faults:
+        raise UserError(*faults, f"{out}: holds the masks of the other {len(stems)} images")
+    return PredictResult(
+        out=out,
+        masks=tuple(out / "masks" / f"{stem}.png" for stem in stems),
+        overlays=tuple(out / "overlays" / f"{stem}.png" for stem in stems if settings.overlays),
+        engine=engine.name,
+    )
+
+
+def _readable(
+    found: Sequence[Named], workers: int | None, faults: list[str]
+) -> Iterator[tuple[str, Pixels]]:
+    """(stem, image [H,W,3]) of what can be decoded; what cannot is added to `faults`."""
+
+    def decode(one: Named) -> tuple[str, Pixels] | Undecodable:
+        try:
+            return one[0], one[1].pixels()
+        except Undecodable as problem:
+            return problem
+
+    for one in in_order(decode, found, workers, ahead=BATCH):
+        if isinstance(one, Undecodable):
+            faults.append(f"{one.where}: cannot be decoded ({one.reason}). Remove it")
+        else:
+            yield one
+
+
+def _masks(
+    model: Model, engine: Engine, images: Iterator[tuple[str, Pixels]], device: torch.device
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
+    held: deque[tuple[str, Pixels]] = deque()
+
+    def pixels() -> Iterator[Pixels]:
+        for one in images:
+            held.append(one)
+            yield one[1]
+
+    for logits in logits_of(engine.network, model.geometry, pixels(), device):
+        yield (*held.popleft(), predicted(logits).numpy())
+
+
+def _save(out: Path, colours: Sequence[Colour] | None, one: tuple[str, Pixels, Pixels]) -> str:
+    stem, pixels, mask = one
+    save_mask(out / "masks" / f"{stem}.png", mask)
+    if colours is not None:
+        save_picture(out / "overlays" / f"{stem}.png", overlay(pixels, mask, colours))
+    return stem
+
+
+def named_images(paths: Sequence[str]) -> list[Named]:
+    """All files, and all images in folders, by their names below `masks/`.
+
+    Raises UserError with every file that is missing or no image, or whose mask would have the name
+    of another's.
+    """
+    if not paths:
+        raise UserError("PATH is missing; name image files or folders")
+    found: list[Named] = []
+    faults: list[str] = []
+    for path in paths:
+        try:
+            found += _named(path)
+        except UserError as mistake:
+            faults.extend(mistake.faults)
+        except Undecodable as problem:
+            faults.append(f"{problem.where}: cannot be decoded ({problem.reason}). Remove it")
+    first: dict[str, ImageItem] = {}
+    for stem, item in found:
+        if stem in first:
+            faults.append(
+                f"{item.where}: its mask would be {stem}.png, as that of {first[stem].where}. "
+                "Predict the two into different --out folders"
+            )
+        first.setdefault(stem, item)
+    if faults:
+        raise UserError(*faults)
+    return found
+
+
+def _named(path: str) -> list[Named]:
+    if Path(path).is_file():
+        item = open_file(path)
+        open_image(item.read(), item.where)  # a folder's files were looked at when it was listed
+        return [(PurePosixPath(item.name).stem, item)]
+    if not Path(path).exists() and ":" not in path:
+        raise UserError(f"{path}: no such file or folder. Mend the path")
+    items = open_images(path).items
+    return [(str(PurePosixPath(item.name).with_suffix("")), item) for item in items]

@@ -1,0 +1,196 @@
+"""Engines give the original's masks, or are not used; int8 says what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import fewmask
+from fewmask.engines import opening, runtimes
+from fewmask.engines.checking import Loss, own_pairs
+from fewmask.engines.opening import operations
+from fewmask.inference import load_run
+from fewmask.types import UserError
+
+pytest.importorskip("openvino", reason="the export extra (openvino) is not here")
+pytest.importorskip("nncf", reason="the export extra (nncf) is not here")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def run(work: Path) -> Path:
+    """A model that tells bright discs from dark ground."""
+    rows, columns = np.mgrid[:40, :48]
+    for folder in ("pairs/images", "pairs/masks", "photos"):
+        (work / folder).mkdir(parents=True)
+    for i in range(20):
+        rng = np.random.default_rng(i)
+        y, x = rng.uniform(10, 30, 2)
+        mask = (rows - y) ** 2 + (columns - x) ** 2 < 80
+        pixels = (rng.integers(0, 80, (40, 48, 3)) + 140 * mask[..., None]).astype(np.uint8)
+        if i < 8:
+            Image.fromarray(pixels).save(work / "pairs" / "images" / f"{i}.png")
+            Image.fromarray(mask.astype(np.uint8)).save(work / "pairs" / "masks" / f"{i}.png")
+        else:
+            Image.fromarray(pixels[: 40 - i // 2]).save(work / "photos" / f"{i}.png")
+    out = work / "run"
+    fewmask.finetune(
+        pairs=str(work / "pairs"), out=str(out), encoder="resnet18", size=32, steps=30, batch_size=4
+    )
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWMASK_CACHE", str(work / "cache"))
+
+
+def masks(run: Path, out: Path, **settings: object) -> tuple[str, NDArray[np.uint8]]:
+    """The engine's name, and the pixels of all masks one after the other."""
+    photos = str(run.parent / "photos")
+    found = fewmask.predict(run=str(run), paths=(photos,), out=str(out), **settings)
+    return found.engine, np.concatenate([np.asarray(Image.open(p)).ravel() for p in found.masks])
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_an_engine_gives_the_masks_of_the_original(run: Path, tmp_path: Path, engine: str) -> None:
+    name, wanted = masks(run, tmp_path / "torch", engine="torch")
+    assert name == "torch"
+    assert 0.05 < wanted.mean() < 0.5
+    name, found = masks(run, tmp_path / engine, engine=engine)
+    assert name == engine
+    assert (found == wanted).mean() > 0.999
+
+
+def test_int8_is_near_and_says_how_near_and_is_made_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, wanted = masks(run, tmp_path / "torch", engine="torch")
+    capsys.readouterr()
+    name, found = masks(run, tmp_path / "first", int8=True)
+    said = capsys.readouterr()
+    assert name == "openvino int8"
+    assert (found == wanted).mean() > 0.97
+    assert "making an int8 model" in said.err
+    assert "12 images" in said.err
+    assert "IoU on 8 of the run's own pairs" in said.err
+    assert said.out == ""
+    _, again = masks(run, tmp_path / "second", int8=True)
+    said = capsys.readouterr()
+    assert "making" not in said.err
+    assert "IoU on 8" in said.err
+    assert (again == found).all()
+
+
+def test_auto_is_by_the_work(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = operations(load_run(run))
+    assert masks(run, tmp_path / "few")[0] == "torch"
+    monkeypatch.setattr(opening, "WORTH", 12 * work)
+    assert masks(run, tmp_path / "many")[0] == "openvino"
+
+
+def wrong(network: torch.nn.Module, path: Path, _: torch.Tensor) -> runtimes.Network:
+    path.write_text("")
+    return lambda images: -network(images)
+
+
+def test_an_engine_that_disagrees_is_not_used(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(runtimes.WRITERS, "openvino", wrong)
+    with pytest.raises(UserError, match="another class than the original"):
+        masks(run, tmp_path / "asked", engine="openvino")
+    assert not (tmp_path / "asked").exists()
+    assert not list((tmp_path / "cache" / "engines").iterdir())
+    monkeypatch.setattr(opening, "WORTH", 1)
+    assert masks(run, tmp_path / "auto")[0] == "torch"
+    assert "predicting with torch" in capsys.readouterr().err
+
+
+def test_int8_needs_images_to_be_calibrated_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))
+    photo = next((run.parent / "photos").iterdir())
+    with pytest.raises(UserError, match="1 are too few"):
+        fewmask.predict(run=str(run), paths=(str(photo),), out=str(tmp_path / "out"), int8=True)
+    out = str(tmp_path / "model.xml")
+    with pytest.raises(UserError, match="8 or more"):
+        fewmask.export(run=str(run), out=out, int8=True, images=str(only(photo, tmp_path)))
+
+
+def only(photo: Path, tmp_path: Path) -> Path:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / photo.name).write_bytes(photo.read_bytes())
+    return tmp_path / "one"
+
+
+def test_an_int8_export_is_smaller_and_says_what_it_costs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fewmask.export(run=str(run), out=str(tmp_path / "whole.xml"))
+    small = fewmask.export(run=str(run), out=str(tmp_path / "small.xml"), int8=True)
+    assert "IoU on 8 of the run's own pairs" in capsys.readouterr().err
+    sizes = [path.with_suffix(".bin").stat().st_size for path in (whole, small)]
+    assert sizes[1] < 0.3 * sizes[0]
+    network = runtimes.read_openvino(small)
+    assert network(torch.rand(3, 3, 32, 32)).shape == (3, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "onnx", "device": "cuda"}, "on the CPU"),
+        ({"int8": True, "engine": "onnx"}, "is openvino's"),
+        ({"int8": True, "device": "cuda"}, "on the CPU"),
+    ],
+)
+def test_what_does_not_go_together(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fewmask.predict(run="run", paths=("photos",), out="out", **settings)
+
+
+def test_the_loss_is_in_words_and_warned_of() -> None:
+    small = Loss(100, 0.998, 16, 0.91, 0.9085)
+    assert "99.80 %" in small.sentence()
+    assert "0.9100 -> 0.9085 (-0.15 points)" in small.sentence()
+    assert not small.too_much
+    assert Loss(100, 0.99, 16, 0.91, 0.90).too_much
+    assert "not known" in Loss(100, 0.99).sentence()
+
+
+def test_own_pairs_are_those_of_the_split_validation_first(run: Path) -> None:
+    model = load_run(run)
+    assert len(own_pairs(model)) == 8
+    model.described["options"]["src"] = "nowhere"
+    assert own_pairs(model) == []
+
+
+def test_no_library_reports_its_use() -> None:
+    script = (
+        "from fewmask.engines.runtimes import needs\n"
+        "needs('openvino'), needs('nncf')\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "from nncf.telemetry import wrapper\n"
+        "print(telemetry_utils.tm.__name__, type(wrapper.telemetry).__name__)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "MagicMock"]
