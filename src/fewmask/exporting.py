@@ -23,9 +23,9 @@ from fewmask.checkpoint import save_weights
 from fewmask.data.sources import MaskOptions, open_images, open_pairs
 from fewmask.engines import WRITERS as RUNTIMES
 from fewmask.engines import Writer, write_int8
-from fewmask.engines.checking import TOLERANCE, difference, loss_of_int8
-from fewmask.engines.opening import CALIBRATION, FEWEST, network_inputs
-from fewmask.engines.runtimes import exported
+from fewmask.engines.checking import TOLERANCE, difference, drop_of_int8
+from fewmask.engines.opening import CALIBRATION, network_inputs
+from fewmask.engines.runtimes import exported, library_errors
 from fewmask.files import refused, write_json_atomic
 from fewmask.inference import Model, Network, load_run, own_folder
 from fewmask.settings import ExportSettings
@@ -41,12 +41,30 @@ def export(settings: ExportSettings) -> Path:
     In int8 it cannot: what it loses is said on standard error. Raises UserError where a package is
     missing, the images to check it on are gone, or the two differ.
     """
+    out = Path(settings.out)
+    kind = _format(settings, out)
     model = load_run(settings.run)
     inputs = real_inputs(model, settings)
-    out = Path(settings.out)
-    if out.exists():
-        raise UserError(f"{out}: exists. Choose another --out")
-    own_folder(out, set())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    _remove(partial)
+    try:
+        with library_errors(f"{model.run}: cannot be exported as {kind}"):
+            _write(model, kind, partial, inputs, int8=settings.int8)
+        weights = partial.with_suffix(".bin")
+        if kind == "openvino" and weights.exists():
+            os.replace(weights, out.with_suffix(".bin"))
+        os.replace(partial, out)
+    except OSError as problem:
+        raise refused(out, problem) from problem
+    finally:
+        _remove(partial)
+        _remove(partial.with_suffix(".bin"))
+    return out
+
+
+def _format(settings: ExportSettings, out: Path) -> str:
+    """The format asked for. Raises UserError where there is none, or something in its place."""
     kind = settings.format or BY_ENDING.get(out.suffix.lower())
     if kind is None:
         raise UserError(
@@ -54,26 +72,20 @@ def export(settings: ExportSettings) -> Path:
         )
     if settings.int8 and kind != "openvino":
         raise UserError(f"{out}: --int8 is for openvino. Give --out the ending .xml")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
-    _remove(partial)
-    try:
-        if settings.int8:
-            network = write_int8(model.segmenter, partial, inputs)
-            loss = loss_of_int8(model, network, inputs)
-            print(f"{'warning: ' * loss.too_much}{loss.sentence()}", file=sys.stderr)
-        else:
-            compare(model, WRITERS[kind](model, partial, inputs), inputs, kind)
-        os.replace(partial, out)
-        weights = partial.with_suffix(".bin")
-        if kind == "openvino" and weights.exists():
-            os.replace(weights, out.with_suffix(".bin"))
-    except OSError as problem:
-        raise refused(out, problem) from problem
-    finally:
-        _remove(partial)
-        _remove(partial.with_suffix(".bin"))
-    return out
+    for path in (out, *([out.with_suffix(".bin")] if kind == "openvino" else [])):
+        if path.exists():
+            raise UserError(f"{path}: exists. Choose another --out")
+    own_folder(out, set())
+    return kind
+
+
+def _write(model: Model, kind: str, path: Path, inputs: Tensor, *, int8: bool) -> None:
+    """Write the file and check it; in int8 say what it costs."""
+    if int8:
+        network = write_int8(model.segmenter, path, inputs)
+        print(drop_of_int8(model, network, inputs).sentence(), file=sys.stderr)
+    else:
+        compare(model, WRITERS[kind](model, path, inputs), inputs, kind)
 
 
 def _remove(path: Path) -> None:
@@ -92,15 +104,12 @@ def real_inputs(model: Model, settings: ExportSettings) -> Tensor:
             pairs = open_pairs(told["src"], MaskOptions(border=told["border"]))
         except UserError as mistake:
             raise UserError(
-                f"{model.run}: the check of an export needs the run's own images ({mistake})"
+                f"{model.run}: an export is checked on the run's own images ({mistake}). Bring "
+                "them back, or name others as --images"
             ) from None
         items = [pair.image for pair in pairs.items]
-    if settings.int8 and len(items) < FEWEST:
-        raise UserError(
-            f"--int8 is calibrated on images; {len(items)} are too few. Name {FEWEST} or more as "
-            "--images, or leave out --int8"
-        )
-    return network_inputs(model, items, CALIBRATION if settings.int8 else SAMPLES)
+    most = CALIBRATION if settings.int8 else SAMPLES
+    return network_inputs(model, items, int8=settings.int8, most=most)
 
 
 def compare(model: Model, network: Network, inputs: Tensor, name: str) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import tomli_w
 import torch
 
 from fewmask.data import classes
 from fewmask.data.cache import in_order
-from fewmask.data.images import Undecodable, open_image
+from fewmask.data.images import Undecodable, format_of
 from fewmask.data.sources import ImageItem, open_file, open_images
 from fewmask.devices import pick_device
 from fewmask.engines import Engine, open_engine
+from fewmask.files import write_text_atomic
 from fewmask.inference import (
     BATCH,
     LEGEND,
@@ -30,6 +32,7 @@ from fewmask.inference import (
     save_picture,
 )
 from fewmask.progress import progress
+from fewmask.runs import config_of
 from fewmask.segmentation import predicted
 from fewmask.settings import PredictSettings
 from fewmask.types import Colour, PredictResult, UserError
@@ -47,16 +50,18 @@ def predict(settings: PredictSettings) -> PredictResult:
     read, before anything is written; and at the end for images that cannot be decoded: the masks of
     all others are there.
     """
-    device = pick_device(settings.device)
+    by_cpu = settings.int8 or settings.engine in ("onnx", "openvino")
+    device = torch.device("cpu") if by_cpu else pick_device(settings.device)
     out = Path(settings.out)
-    own_folder(out, {"masks", "overlays", LEGEND})
+    own_folder(out, {"config.toml", "masks", "overlays", LEGEND})
     model = load_run(settings.run, device)
     found = named_images(settings.paths)
     items = [item for _, item in found]
     engine = open_engine(model, settings.engine, int8=settings.int8, items=items, device=device)
-    if engine.loss is not None:
-        said = "warning: " if engine.loss.too_much else ""
-        print(f"{said}{engine.loss.sentence()}", file=sys.stderr)
+    if engine.drop is not None:
+        print(engine.drop.sentence(), file=sys.stderr)
+    # Marks the folder as ours, should only masks/ follow.
+    write_text_atomic(out / "config.toml", tomli_w.dumps(config_of(settings)))
     labels = model.segmenter.labels
     if labels.n_classes > 2:
         save_legend(out / LEGEND, labels)
@@ -70,7 +75,9 @@ def predict(settings: PredictSettings) -> PredictResult:
             stems.append(stem)
             report(len(stems) + len(faults), len(found))
     if faults:
-        raise UserError(*faults, f"{out}: holds the masks of the other {len(stems)} images")
+        if stems:
+            print(f"{out}: holds the masks of the other {len(stems)} images", file=sys.stderr)
+        raise UserError(*faults)
     return PredictResult(
         out=out,
         masks=tuple(out / "masks" / f"{stem}.png" for stem in stems),
@@ -135,8 +142,6 @@ def named_images(paths: Sequence[str]) -> list[Named]:
             found += _named(path)
         except UserError as mistake:
             faults.extend(mistake.faults)
-        except Undecodable as problem:
-            faults.append(f"{problem.where}: cannot be decoded ({problem.reason}). Remove it")
     first: dict[str, ImageItem] = {}
     for stem, item in found:
         if stem in first:
@@ -153,7 +158,8 @@ def named_images(paths: Sequence[str]) -> list[Named]:
 def _named(path: str) -> list[Named]:
     if Path(path).is_file():
         item = open_file(path)
-        open_image(item.read(), item.where)  # a folder's files were looked at when it was listed
+        if format_of(item.read()) is None:
+            raise UserError(f"{path}: is no image. Take it out")
         return [(PurePosixPath(item.name).stem, item)]
     if not Path(path).exists() and ":" not in path:
         raise UserError(f"{path}: no such file or folder. Mend the path")

@@ -59,7 +59,9 @@ def test_nothing_is_said_of_a_handful() -> None:
 def test_some_pictures_stand_for_many() -> None:
     many = np.zeros((1200, 48, 48), np.uint8)
     many[:, 0, 0] = np.arange(1200) % 251
+    many[100:, 1, 1] = 1
     chosen = some(many, range(100, 1200))
     assert chosen.shape == (500, 48, 48)
+    assert (chosen[:, 1, 1] == 1).all()
     assert np.array_equal(chosen, some(many, range(100, 1200)))
     assert len(some(many, [3, 7])) == 2

@@ -130,3 +130,15 @@ def test_flags_take_the_plan_s_place(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         plan_of(tmp_path, OWN.replace(before, after))
+
+
+def test_flags_for_masks_reach_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text('pairs = "data"\nbudgets = [2]\narms = [{ init = "scratch" }]\n')
+    plan = load_plan(
+        StudySettings(
+            plan=str(path), out="out", mask_values=(0, 255), classes=("ground, dry", "leaf")
+        )
+    )
+    assert plan.mask_options.mask_values == (0, 255)
+    assert plan.mask_options.classes == ("ground, dry", "leaf")

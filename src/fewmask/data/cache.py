@@ -166,10 +166,10 @@ def _cached(job: _Job, progress: Report | None) -> ImageCache:
         if (found := _opened(job)) is not None:
             return found
         # A second run waits here, and then finds the first one's; a kill lets go of the lock.
-        with _locked(job.folder):
+        with locked(job.folder):
             if (found := _opened(job)) is not None:
                 return found
-            _sweep(root)
+            sweep(root)
             _build(job, progress)
             found = _opened(job)
     if found is None:
@@ -178,7 +178,7 @@ def _cached(job: _Job, progress: Report | None) -> ImageCache:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a cache's lock; yields whether it was got (always, if waited for)."""
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
@@ -189,10 +189,10 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-def _sweep(root: Path) -> None:
+def sweep(root: Path) -> None:
     """Remove what killed builds have left; those under way hold their locks."""
     for partial in root.glob("*.partial"):
-        with _locked(partial.with_suffix(""), wait=False) as abandoned:
+        with locked(partial.with_suffix(""), wait=False) as abandoned:
             if abandoned:
                 shutil.rmtree(partial, ignore_errors=True)
 

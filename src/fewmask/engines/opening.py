@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib import metadata
@@ -19,26 +18,27 @@ import torch
 from torch import Tensor
 
 from fewmask.augment import to_unit
-from fewmask.data.cache import cache_root
+from fewmask.data.cache import cache_root, locked, stamps
 from fewmask.data.images import Undecodable, resize_image
 from fewmask.data.sources import ImageItem
-from fewmask.engines.checking import AGREEMENT, Loss, loss_of_int8
-from fewmask.engines.runtimes import READERS, WRITERS, agreement, write_int8
-from fewmask.files import refused
+from fewmask.engines.checking import AGREEMENT, AccuracyDrop, drop_of_int8
+from fewmask.engines.runtimes import READERS, WRITERS, agreement, library_errors, write_int8
 from fewmask.inference import Model, Network
 from fewmask.settings import EngineName
 from fewmask.types import UserError
 
-WORTH = 1e13
+AUTO_FLOPS = 1e13
 """Floating-point operations from which on another engine than PyTorch pays: minutes on two cores,
 against some twenty seconds to make it ready."""
 CHECKED = 16
 """Images that an engine of full precision is compared on."""
-CALIBRATION = 100
-"""Images that the ranges of int8 are measured on."""
+CALIBRATION = 200
+"""Images that int8 is calibrated (half of them) and compared on."""
 FEWEST = 8
 """Images below which int8 is not calibrated."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
+FORMAT = "1"
+"""Part of every engine's key."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Engine:
 
     name: str
     network: Network
-    loss: Loss | None = None
+    drop: AccuracyDrop | None = None
 
 
 def open_engine(
@@ -58,40 +58,44 @@ def open_engine(
     items: Sequence[ImageItem],
     device: torch.device,
 ) -> Engine:
-    """The engine to predict `items` with.
+    """The engine to predict `items` with, on the CPU unless it is PyTorch's.
 
-    auto: OpenVINO on a CPU, where it is installed and the images take WORTH operations or more;
-    else PyTorch. That depends on neither the machine's speed nor what was made ready before, so
-    that the same command gives the same masks.
+    auto: OpenVINO where the device is the CPU, it is installed, and the images take AUTO_FLOPS or
+    more; else PyTorch. That depends on neither the machine's speed nor what was made ready before,
+    so that the same command gives the same masks.
 
     `items` are also what the engine is checked, and int8 calibrated, on. An engine that was made
-    ready lies in the cache folder. Raises UserError where a package is missing, where the engine
-    doesn't give the original's classes, and where int8 is to be calibrated on fewer than FEWEST
-    images.
+    ready lies in the cache folder: one of full precision once, int8 once for each set of images.
+    Raises UserError where a package is missing, where the engine doesn't give the original's
+    classes, where int8 is to be calibrated on fewer than FEWEST images, and where the cache folder
+    cannot be written; with auto the answer to all but the last is PyTorch.
     """
     original = Engine("torch", model.segmenter)
-    kind = wanted
-    if int8:
-        kind = "openvino"
-    elif wanted == "auto":
-        there = device.type == "cpu" and find_spec("openvino") is not None
-        worth = there and len(items) * operations(model) >= WORTH
-        kind = "openvino" if worth else "torch"
+    kind = _kind(model, wanted, len(items), device, int8=int8)
     if kind == "torch":
         return original
-    folder = _folder(model, kind, int8=int8)
+    folder = _folder(model, kind, items if int8 else ())
     try:
-        if not (folder / "ready.json").exists():
-            _make(model, kind, folder, items, int8=int8)
-        return _read(kind, folder)
+        return _ready(model, kind, folder, items, int8=int8)
     except UserError as mistake:
         if wanted != "auto" or int8:
             raise
-        print(f"note: {mistake}; predicting with torch", file=sys.stderr)
+        print(f"note: {mistake}. Predicting with torch", file=sys.stderr)
         return original
 
 
-def operations(model: Model) -> int:
+def _kind(
+    model: Model, wanted: EngineName, n: int, device: torch.device, *, int8: bool
+) -> EngineName:
+    if int8:
+        return "openvino"
+    if wanted != "auto":
+        return wanted
+    there = device.type == "cpu" and find_spec("openvino") is not None
+    return "openvino" if there and n * flops(model) >= AUTO_FLOPS else "torch"
+
+
+def flops(model: Model) -> int:
     """Floating-point operations of the network for one image, multiplications and additions."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,19 +105,14 @@ def operations(model: Model) -> int:
     return int(counter.get_total_flops())
 
 
-def _read(kind: str, folder: Path) -> Engine:
-    told = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
-    loss = Loss(**told["loss"]) if told["loss"] else None
-    return Engine(told["name"], READERS[kind](folder / f"model{SUFFIX[kind]}"), loss)
-
-
-def _folder(model: Model, kind: str, *, int8: bool) -> Path:
-    """Named by all that the engine is made of: weights, model, kind and versions."""
-    digest = blake2b(digest_size=16)
+def _folder(model: Model, kind: str, calibrated_on: Sequence[ImageItem]) -> Path:
+    """Named by all that the engine is made of: weights, model, kind, versions, images of int8."""
+    digest = blake2b(FORMAT.encode(), digest_size=16)
     for name in ("model.safetensors", "model.json"):
         digest.update((model.run / name).read_bytes())
-    made_by = [kind, str(int8), *(_version(name) for name in ("torch", "openvino", "onnxruntime"))]
-    digest.update(" ".join(made_by).encode())
+    versions = (_version(name) for name in ("torch", "openvino", "onnxruntime", "nncf"))
+    images = stamps(calibrated_on) if calibrated_on else ""
+    digest.update(" ".join((kind, images, *versions)).encode())
     return cache_root() / "engines" / digest.hexdigest()
 
 
@@ -124,51 +123,78 @@ def _version(package: str) -> str:
         return "-"
 
 
+def _ready(
+    model: Model, kind: str, folder: Path, items: Sequence[ImageItem], *, int8: bool
+) -> Engine:
+    """The engine of a folder, made if it is not there or cannot be read."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            try:
+                return _read(model, kind, folder)
+            except (UserError, OSError, ValueError, KeyError, TypeError):
+                _make(model, kind, folder, items, int8=int8)
+                return _read(model, kind, folder)
+    except OSError as problem:
+        raise UserError(
+            f"{folder.parent}: the engine cannot be kept ({problem.strerror or problem}). Make "
+            "room, or set FEWMASK_CACHE to another folder"
+        ) from problem
+
+
+def _read(model: Model, kind: str, folder: Path) -> Engine:
+    """Raises OSError, UserError, ValueError, KeyError or TypeError where it is not whole."""
+    told = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    drop = AccuracyDrop(**told["drop"]) if told["drop"] else None
+    with library_errors(f"{model.run}: {kind} cannot read what it wrote"):
+        return Engine(told["name"], READERS[kind](folder / f"model{SUFFIX[kind]}"), drop)
+
+
 def _make(model: Model, kind: str, folder: Path, items: Sequence[ImageItem], *, int8: bool) -> None:
     """Write the engine, check it, and only then give it its place."""
-    print(f"making {'an int8' if int8 else 'a'} model for {kind} ready, once", file=sys.stderr)
-    images = network_inputs(model, items, CALIBRATION if int8 else CHECKED)
-    if int8 and len(images) < FEWEST:
-        raise UserError(
-            f"--int8 is calibrated on the images given; {len(images)} are too few. Give {FEWEST} "
-            "or more, or leave out --int8"
-        )
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    print(f"making {'an int8' if int8 else 'a'} model for {kind} ready", file=sys.stderr)
+    images = network_inputs(model, items, int8=int8, most=CALIBRATION if int8 else CHECKED)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        path = partial / f"model{SUFFIX[kind]}"
-        network = (write_int8 if int8 else WRITERS[kind])(model.segmenter, path, images)
-        loss = loss_of_int8(model, network, images) if int8 else None
-        agreed = agreement(model.segmenter, network, images)
-        if not int8 and agreed < AGREEMENT:
+        write = write_int8 if int8 else WRITERS[kind]
+        with library_errors(f"{model.run}: {kind} cannot take this model"):
+            network = write(model.segmenter, partial / f"model{SUFFIX[kind]}", images)
+            drop = drop_of_int8(model, network, images) if int8 else None
+            agreed = 1.0 if int8 else agreement(model.segmenter, network, images)
+        if agreed < AGREEMENT:
             raise UserError(
                 f"{model.run}: {kind} gives another class than the original to "
                 f"{100 * (1 - agreed):.2f} % of the pixels. Choose --engine torch"
             )
-        told = {"name": f"{kind} int8" if int8 else kind, "loss": asdict(loss) if loss else None}
+        told = {"name": f"{kind} int8" if int8 else kind, "drop": asdict(drop) if drop else None}
         (partial / "ready.json").write_text(json.dumps(told), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
         os.replace(partial, folder)
-    except OSError as problem:
-        raise refused(folder, problem) from problem
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as problem:
-        why = " ".join(str(problem).split())[:200]
-        raise UserError(
-            f"{model.run}: {kind} cannot take this model ({why}). Choose --engine torch"
-        ) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def network_inputs(model: Model, items: Sequence[ImageItem], most: int) -> Tensor:
-    """Some of the images, evenly spaced, as the network sees them: float32 [n,3,S,S], 0 to 1."""
+def network_inputs(model: Model, items: Sequence[ImageItem], *, int8: bool, most: int) -> Tensor:
+    """Some of the images, evenly spaced, as the network sees them: float32 [n,3,S,S], 0 to 1.
+
+    Images that can't be decoded are passed over. Raises UserError where none is left, and where
+    they are to calibrate int8 and fewer than FEWEST are.
+    """
     spaced = np.linspace(0, len(items) - 1, min(len(items), most)).astype(int)
     size, resize = model.geometry.size, model.geometry.resize
-
-    pixels = []
+    pixels, broken = [], ""
     for row in spaced:
-        with suppress(Undecodable):  # said by the prediction itself
+        try:
             pixels.append(resize_image(items[row].pixels(), size, resize)[0])
+        except Undecodable as problem:
+            broken = f" ({problem.where}: {problem.reason})"
+    if int8 and len(pixels) < FEWEST:
+        raise UserError(
+            f"--int8 is calibrated on images; {len(pixels)} can be read of those given{broken}. "
+            f"Give {FEWEST} or more, or leave out --int8"
+        )
     if not pixels:
-        raise UserError("none of the images can be decoded")
+        raise UserError(f"none of the images can be decoded{broken}. Name others")
     return to_unit(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())

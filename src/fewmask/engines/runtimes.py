@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,35 +32,47 @@ Writer = Callable[[nn.Module, Path, Tensor], Network]
 
 def needs(name: str) -> ModuleType:
     """A package of the extra `export`. Raises UserError where it is missing."""
-    # OpenVINO and NNCF report their use over the network unless this package is missing.
+    # OpenVINO and NNCF report their use over the network unless this package is missing. (Where
+    # a program has imported them before, that is its own choice.)
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"this format needs {name}. Install the extra `export` (pip install '.[export]')"
+            f"{name} is needed for this. Install the extra `export` (pip install '.[export]')"
         ) from None
 
 
 def exported(network: nn.Module, images: Tensor) -> Any:
     """The network as torch.export gives it, for batches of any number of images."""
+    if len(images) == 1:  # a dimension of 1 would be taken for one that never changes
+        images = torch.cat([images, images])
     batch = torch.export.Dim("batch", min=1, max=4096)
     return torch.export.export(network, (images,), dynamic_shapes=({0: batch},), strict=False)
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Whatever a library raises, as a UserError that begins with `what`; OSErrors as they are."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as problem:  # OpenVINO's, NNCF's and ONNX Runtime's share no other base
+        why = " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise UserError(f"{what} ({why})") from problem
 
 
 def write_onnx(network: nn.Module, path: Path, images: Tensor) -> Network:
     """Write one .onnx file. Raises UserError where a package is missing."""
     needs("onnxscript")
-    batch = torch.export.Dim("batch", min=1, max=4096)
     torch.onnx.export(
-        network,
-        (images,),
-        str(path),
+        exported(network, images),
+        f=str(path),
         dynamo=True,
         external_data=False,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: batch},),
         verbose=False,
     )
     return read_onnx(path)
@@ -112,18 +126,20 @@ def agreement(one: Network, other: Network, images: Tensor) -> float:
 
 
 def write_int8(network: nn.Module, path: Path, images: Tensor) -> Network:
-    """As `write_openvino`, its convolutions in int8, their ranges measured on `images`.
+    """As `write_openvino`, its convolutions and matrix products in int8, calibrated on `images`.
 
     Post-training quantisation by NNCF (Kozlov et al. 2020, arXiv:2002.08679): weights symmetric and
-    per channel, activations by the extremes seen, biases corrected. Where that gives other classes
-    to 1 % of the pixels or more, NNCF's scheme for transformers is tried as well, which leaves
-    scales and shifts between layers in float32 (DenseNet has many), and the nearer one is written.
-    Raises UserError where a package is missing.
+    per channel, activations by the mean extremes of the calibration images, biases corrected. Where
+    that gives other classes to 1 % of the pixels or more, NNCF's scheme for transformers is tried
+    as well, which leaves scales and shifts between layers in float32 (DenseNet has many), and the
+    nearer one is written. Half of the images calibrate, the other half compare (`halves`). Raises
+    UserError where a package is missing.
     """
+    images, others = halves(images)
     openvino = needs("openvino")
     with _quiet():
         nncf = needs("nncf")
-        converted = openvino.convert_model(exported(network, images[:2]))
+        converted = openvino.convert_model(exported(network, images))
         calibration = nncf.Dataset([image.numpy() for image in torch.split(images, 1)])
         best = (-1.0, None)
         for scheme in (None, nncf.ModelType.TRANSFORMER):
@@ -134,7 +150,7 @@ def write_int8(network: nn.Module, path: Path, images: Tensor) -> Network:
                 subset_size=len(images),
                 model_type=scheme,
             )
-            agreed = agreement(network, compiled(made), images)
+            agreed = agreement(network, compiled(made), others)
             if agreed > best[0]:
                 best = (agreed, made)
             if agreed >= NEAR:
@@ -143,13 +159,14 @@ def write_int8(network: nn.Module, path: Path, images: Tensor) -> Network:
     return read_openvino(path)
 
 
+def halves(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Every other of the images [N,3,S,S], and those between; all twice below 16."""
+    return (images[::2], images[1::2]) if len(images) >= 16 else (images, images)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """NNCF draws progress bars on standard output, and talks on both streams."""
-    import io
-    import logging
-    from contextlib import redirect_stderr, redirect_stdout
-
     logger = logging.getLogger("nncf")
     before = logger.level
     logger.setLevel(logging.ERROR)

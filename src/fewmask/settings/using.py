@@ -42,8 +42,8 @@ class PredictSettings(Machine):
     """What computes the network: torch; openvino or onnx (CPU; the extra `export`), checked against
     the original; auto: openvino on a CPU, where it is installed and the work takes minutes."""
     int8: bool = False
-    """Compute in int8 by openvino (CPU): several times as fast. Calibrated once, on some of the
-    images given; it says how many IoU points that costs on the run's own pairs."""
+    """Compute in int8 by openvino (CPU; the extra `export`). It is calibrated on some of the images
+    given, once for each set of images, and says what that costs in IoU on the run's own pairs."""
 
     def contradictions(self) -> list[str]:
         """An engine that is none of the device, or has no int8."""
@@ -73,18 +73,15 @@ class ExportSettings(Settings):
     format: Format | None = None
     """The format (default: by the ending of --out: .onnx, .xml openvino, .pt2 torch, none smp)."""
     int8: bool = False
-    """openvino only: compute in int8, several times as fast on a CPU; it says what that costs."""
+    """openvino only: compute in int8; it says what that costs in IoU."""
     images: str | None = None
-    """With --int8: the images that it is calibrated on (default: the run's own)."""
+    """The images that the export is checked, and int8 calibrated, on (default: the run's own)."""
 
     def contradictions(self) -> list[str]:
-        """Images for nothing, and int8 in another format."""
-        faults = []
-        if self.images is not None and not self.int8:
-            faults.append(f"--images {self.images} are what --int8 is calibrated on. Pass --int8")
+        """int8 in another format."""
         if self.int8 and self.format not in (None, "openvino"):
-            faults.append(f"--int8 is for openvino, not --format {self.format}. Take one out")
-        return faults
+            return [f"--int8 is for openvino, not --format {self.format}. Take one out"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from fewmask.reporting.folder import read_study
 from fewmask.reporting.judged import verdicts
 from fewmask.settings import StudySettings
 from fewmask.studies.plan import Cell
-from fewmask.studies.record import Study, held_facts
+from fewmask.studies.record import Study, earlier_facts
 from fewmask.types import UserError
 
 MOST = 10
@@ -23,7 +23,7 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
     A study that has looked goes on being judged so. Raises UserError for another limit than it
     began with: the verdicts hold for the limit that was fixed before the first look.
     """
-    before: dict[str, Any] | None = held_facts(study.out).get("until_decided")
+    before: dict[str, Any] | None = earlier_facts(study.out).get("until_decided")
     if not settings.until_decided:
         return before
     most = settings.most_repeats or (before["most"] if before else MOST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from fewmask.flags import convert
 from fewmask.settings import RANGES
@@ -12,7 +12,9 @@ from fewmask.types import UserError
 
 def read_value(value: Any, kind: Any, where: str) -> Any:
     """A TOML value checked as the flag of that type would be; raises UserError."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list | tuple) and get_origin(kind) is tuple:  # an entry may hold commas
+        return tuple(convert(str(one), get_args(kind)[0], where) for one in value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return convert(text, kind, where)
 
 

@@ -41,7 +41,7 @@ class PoolLeak:
     test: tuple[Shared, ...]
     rest: tuple[Shared, ...]
     sample: Thumbs = field(compare=False, repr=False)
-    """uint8 [n,48,48], of some of the pictures that can be decoded."""
+    """uint8 [n,48,48], of some of the pictures that are trained on."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,24 @@ def find_leakage(plan: Plan, prepared: Prepared, split: Split, settings: StudySe
                 a, b = (i, j) if i in test else (j, i)
                 labelled.append(Shared(exact, pairs.items[a], pairs.items[b]))
     sources = dict.fromkeys(arm.pretrain.images for arm in plan.arms if arm.pretrain)
-    pools = [_pool(src, pairs, test, settings) for src in sources]
+    leave_out = not plan.keep_test_images_in_pool
+    pools = [_pool(src, pairs, test, settings, leave_out=leave_out) for src in sources]
     left_out = {
         pool.src: frozenset(one.left.name for one in pool.test)
         for pool in pools
-        if pool.test and not plan.keep_test_images_in_pool
+        if pool.test and leave_out
     }
     return Leakage(tuple(pools), tuple(labelled), tuple(within), left_out)
 
 
-def _pool(src: str, pairs: Pictures, test: frozenset[int], settings: StudySettings) -> PoolLeak:
+def _pool(
+    src: str,
+    pairs: Pictures,
+    test: frozenset[int],
+    settings: StudySettings,
+    *,
+    leave_out: bool,
+) -> PoolLeak:
     images = open_images(src, download=settings.download)
     with progress(f"looking at {images.pool}") as report:
         pictures = pool_pictures(images, progress=report, workers=settings.workers)
@@ -119,7 +127,12 @@ def _pool(src: str, pairs: Pictures, test: frozenset[int], settings: StudySettin
         shared(alike, pictures, pairs), (*alike.exact, *alike.near), strict=True
     ):
         (tested if row in test else rest).append(one)
-    whole = [row for row, digest in enumerate(pictures.hashes) if not undecodable(digest)]
+    out = {one.left.where for one in tested} if leave_out else set()
+    whole = [
+        row
+        for row, (item, digest) in enumerate(zip(pictures.items, pictures.hashes, strict=True))
+        if not undecodable(digest) and item.where not in out
+    ]
     sample = some(pictures.thumbs, whole)
     return PoolLeak(src, images.pool, len(images.items), tuple(tested), tuple(rest), sample)
 

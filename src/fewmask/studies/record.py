@@ -53,6 +53,8 @@ class Study:
     fabric: Fabric
     starts: dict[str, str] = field(default_factory=dict)
     leakage: Leakage = field(default_factory=Leakage)
+    data: dict[str, Any] = field(default_factory=dict)
+    """As study.json's "data": the classes, and how near other pictures are to the test set."""
     looks: dict[str, Any] | None = None
     """As study.json's "until_decided": between which numbers of repeats verdicts were looked at."""
 
@@ -135,7 +137,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def held_facts(out: Path) -> dict[str, Any]:
+def earlier_facts(out: Path) -> dict[str, Any]:
     """study.json as an earlier command has left it; empty where there is none."""
     path = out / "study.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -159,7 +161,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
 def refuse_another(study: Study) -> None:
     """Raises UserError where the folder is another study's, or holds something else."""
     plan, out, pairs = study.plan, study.out, study.prepared.pairs
-    if held := held_facts(out):
+    if held := earlier_facts(out):
         if held.get("seed", plan.seed) != plan.seed:
             raise UserError(
                 f"{out}: its test set was drawn with --seed {held['seed']}, not {plan.seed}. "
@@ -174,6 +176,8 @@ def refuse_another(study: Study) -> None:
                 f"{out}: its verdicts have a margin of {held['margin']:g}, not {plan.margin:g}; "
                 "it is fixed before the results are seen. Keep it, or choose another --out"
             )
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file. Choose another --out")
     elif not (out / "cells").exists() and _holds_more_than_data(out):
         raise UserError(f"{out}: exists and is no study folder. Choose another --out")
 
@@ -201,7 +205,7 @@ def _facts(
         "n_test": len(study.split.test),
         "test_pairs": plan.test_pairs,
         "leakage": study.leakage.facts(),
-        "data": _data(study),
+        "data": study.data,
         "budgets": list(plan.budgets),
         "whole_budgets": whole,
         "arms": [{"name": arm.name, "sentence": arm.sentence} for arm in plan.arms],
@@ -224,8 +228,8 @@ def _facts(
     }
 
 
-def _data(study: Study) -> dict[str, Any]:
-    """Its classes, and how near the pictures that are trained on are to those of the test."""
+def describe_data(study: Study) -> dict[str, Any]:
+    """The classes, and how near the pictures that are trained on are to those of the test."""
     checked, split = study.prepared.checked, study.split
     others = {"pairs to train on": some(checked.thumbs, split.rest)}
     for pool in study.leakage.pools:

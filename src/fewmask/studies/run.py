@@ -33,6 +33,7 @@ from fewmask.studies.plan import Arm, Cell, Plan
 from fewmask.studies.record import (
     PATHS,
     Study,
+    describe_data,
     refuse_another,
     write_examples,
     write_facts,
@@ -45,14 +46,17 @@ from fewmask.workflows import Prepared
 def run_study(settings: StudySettings, command: str = "") -> StudyResult:
     """Run what is missing of a study, and write its table, figures and page.
 
-    Raises UserError for a wrong plan, faulty data, or a folder that another study owns.
+    Raises UserError for a wrong plan, faulty data, or a folder that another study owns or another
+    process works in.
     """
     plan = load_plan(settings)
     out = Path(settings.out)
     study = _prepare(plan, out, settings)
     refuse_another(study)
+    study.data = describe_data(study)
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
+        refuse_another(study)  # another process may have begun meanwhile
         return _run(study, settings, command)
 
 

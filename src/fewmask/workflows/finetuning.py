@@ -93,12 +93,13 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     budget = own_budget(settings, prepared)
     class_weights(settings.class_weights, prepared.checked, budget.train)
     start_model(settings, prepared.checked.labels)
-    done = read_result(out, FinetuneResult, _key(settings, prepared), "model.safetensors")
-    if done:
+    key = _key(settings, prepared)
+    if done := read_result(out, FinetuneResult, key, "model.safetensors"):
         return done
     claim(out, config_of(settings))
     with held(out):
-        return launch(settings, _finetune, FinetuneResult)
+        meanwhile = read_result(out, FinetuneResult, key, "model.safetensors")
+        return meanwhile or launch(settings, _finetune, FinetuneResult)
 
 
 def _key(settings: FinetuneSettings, prepared: Prepared) -> str:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()) -> PretrainResult:
     """Pre-train an encoder; finish a half-finished run; return a finished one's result.
 
-    Images of the names `leave_out` are not trained on; a study names those of its test set.
+    Images of the names `leave_out` are not trained on; a study names those of its test set. Raises
+    UserError for what a user can have wrong, and for a folder that another process works in.
     """
     settings = replace(settings, pretext=component(settings.pretext))
     make_fabric(settings.device, settings.devices, settings.precision)
@@ -53,7 +54,10 @@ def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
         return done
     claim(out, config)
     with held(out):
-        return launch(settings, partial(_pretrain, leave_out=leave_out), PretrainResult)
+        meanwhile = read_result(out, PretrainResult, key, "encoder.safetensors")
+        return meanwhile or launch(
+            settings, partial(_pretrain, leave_out=leave_out), PretrainResult
+        )
 
 
 def try_pretraining(

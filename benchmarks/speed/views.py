@@ -1,10 +1,11 @@
 """Two random views of each picture of a batch: fewmask beside lightly, torchvision and kornia.
 
-    python benchmarks/views.py --images cats-vs-dogs: --out results/bench/views [--rounds 30]
+    python benchmarks/speed/views.py --images cats-vs-dogs: --out results/bench/views [--rounds 30]
 
 SimCLR's views with Chen's numbers (crops of 8 % or more, colour strength 1, grey 0.2, blur 0.5,
 flips), normalised by ImageNet's mean, from 128 real pictures that are decoded already. lightly and
-torchvision's v2 work picture by picture, as in their examples; kornia and fewmask on the batch. One
+torchvision's v2 work picture by picture, as in their examples; kornia (whose crops are not
+antialiased) and fewmask on the batch. One
 thread, in one process, one after the other in every round and in a new order each time; CPU seconds
 are counted, so that others on the machine matter little. A ratio is that of one round, its interval
 Student's t over the rounds on a log scale.
@@ -36,7 +37,6 @@ from fewmask.data.sources import open_images
 N = 128
 SIZES = (32, 96, 224)
 OURS = "fewmask"
-PER_IMAGE = ("lightly", "torchvision v2")
 Way = Callable[[], object]
 
 
@@ -72,7 +72,7 @@ def seconds(way: Way) -> float:
 
 
 def ways_of(images: NDArray[np.uint8], size: int) -> dict[str, Way]:
-    """Two views of all images uint8 [N,S,S,3], by each library."""
+    """Two views of all images uint8 [N,H,W,3], `size` pixels a side, by each library."""
     import kornia.augmentation as kornia
     from lightly.transforms import SimCLRTransform
     from torchvision.transforms import v2
@@ -107,8 +107,12 @@ def ways_of(images: NDArray[np.uint8], size: int) -> dict[str, Way]:
             unit = batch.float() / 255
             return whole(unit), whole(unit)
 
+    def by_us() -> object:
+        with torch.inference_mode():
+            return [normalise(random_views(batch, size, views, generator)) for _ in range(2)]
+
     return {
-        OURS: lambda: [normalise(random_views(batch, size, views, generator)) for _ in range(2)],
+        OURS: by_us,
         "kornia": by_kornia,
         "torchvision v2": lambda: [torch.stack([alone(one) for one in batch]) for _ in range(2)],
         "lightly": lambda: [theirs(picture) for picture in pictures],
@@ -121,7 +125,7 @@ def write_table(record: dict[str, Any], path: Path) -> None:
         "| --- | --- | --- | --- | --- |",
     ]
     for size, rounds in record["rounds"].items():
-        for name in rounds[0]:
+        for name in sorted(rounds[0], key=lambda name: np.median([r[name] for r in rounds])):
             speed = 2 * N / np.median([r[name] for r in rounds])
             lines.append(
                 f"| {size} | {name} | {speed:,.0f} | {ratio(rounds, name)} | {len(rounds)} |"
@@ -130,7 +134,7 @@ def write_table(record: dict[str, Any], path: Path) -> None:
 
 
 def ratio(rounds: list[dict[str, float]], name: str) -> str:
-    if name == OURS:
+    if name == OURS or len(rounds) < 2:
         return "-"
     logs = np.log([r[name] / r[OURS] for r in rounds])
     half = float(stats.t.ppf(0.975, len(logs) - 1)) * logs.std(ddof=1) / len(logs) ** 0.5

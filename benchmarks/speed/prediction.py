@@ -1,6 +1,6 @@
 """How fast is a folder of photographs turned into masks? fewmask's engines beside a plain smp loop.
 
-    python benchmarks/prediction.py --run RUN --images SRC --out results/bench/prediction
+    python benchmarks/speed/prediction.py --run RUN --images DIR --out results/bench/prediction
 
 The peer is what smp's users write: the same weights by `smp.from_pretrained`, eager, batches of 8
 resized pictures, each mask brought to its picture's size, saved as PNG; Pillow for the files. All
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,13 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "prediction.json"
     record = json.loads(path.read_text()) if path.exists() else {"rounds": []}
+    said = setting(arguments)
+    if any(record.get(key, value) != value for key, value in said.items()):
+        raise SystemExit(f"{path}: holds rounds of another setting. Choose another --out")
     with tempfile.TemporaryDirectory() as work:
-        record |= {"ready": made_ready(arguments, Path(work)), **setting(arguments)}
+        os.environ["FEWMASK_CACHE"] = f"{work}/cache"  # what is made ready is made here
+        ready = made_ready(arguments, Path(work))
+        record = {"ready": ready, **record, **said}
         for _ in range(arguments.rounds):
             record["rounds"].append(one_round(arguments, Path(work)))
             path.write_text(json.dumps(record, indent=1) + "\n")
@@ -60,6 +66,7 @@ def main() -> None:
 
 
 def setting(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all rounds of a record have in common."""
     from fewmask.inference import load_run
     from fewmask.runs import versions
 
@@ -70,7 +77,7 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": model.geometry.size,
         "images": len(images),
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in ("openvino", "nncf", "pillow")},
     }
 
 
@@ -132,7 +139,7 @@ def peer(run: str, images: str, out: Path) -> None:
     """A plain loop over the files with the model that smp opens."""
     import segmentation_models_pytorch as smp
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
     from torch.nn import functional
 
     model = smp.from_pretrained(run).eval()
@@ -145,7 +152,7 @@ def peer(run: str, images: str, out: Path) -> None:
     with torch.inference_mode():
         for first in range(0, len(files), 8):
             part = files[first : first + 8]
-            opened = [Image.open(path).convert("RGB") for path in part]
+            opened = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in part]
             small = [
                 np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
                 for image in opened
