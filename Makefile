@@ -30,9 +30,9 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@for script in benchmarks/[a-z]*.py; do \
-		if [ -e "$$script" ]; then echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
-		else echo "benchmarks/ holds no script yet"; fi; done
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
+	@for script in benchmarks/speed/*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 setup:
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \

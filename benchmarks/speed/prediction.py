@@ -1,6 +1,6 @@
 """How fast is a folder of photographs turned into masks? fewmask's engines beside a plain smp loop.
 
-    python benchmarks/speed/prediction.py --run RUN --images DIR --out results/bench/prediction
+    python benchmarks/speed/prediction.py [--run RUN] [--images DIR] [--rounds 5]
 
 The peer is what smp's users write: the same weights by `smp.from_pretrained`, eager, batches of 8
 resized pictures, each mask brought to its picture's size, saved as PNG; Pillow for the files. All
@@ -30,6 +30,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+import fewmask
+from fewmask.data.sources import data_root
+
 PEER = "smp loop"
 WAYS = {
     "torch": ["--engine", "torch"],
@@ -40,8 +43,8 @@ WAYS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", required=True, help="a fine-tuning run that smp can open")
-    parser.add_argument("--images", required=True, help="a folder of photographs")
+    parser.add_argument("--run", help="a fine-tuning run that smp can open (default: makes one)")
+    parser.add_argument("--images", help="a folder of photographs (default: the Pets')")
     parser.add_argument("--out", type=Path, default=Path("results/bench/prediction"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", metavar="MASKS", help=argparse.SUPPRESS)
@@ -50,6 +53,8 @@ def main() -> None:
         peer(arguments.run, arguments.images, Path(arguments.peer))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.run = arguments.run or own_run(arguments.out / "work" / "run")
+    arguments.images = arguments.images or str(data_root() / "oxford-iiit-pet" / "images")
     path = arguments.out / "prediction.json"
     record = json.loads(path.read_text()) if path.exists() else {"rounds": []}
     said = setting(arguments)
@@ -63,6 +68,20 @@ def main() -> None:
             record["rounds"].append(one_round(arguments, Path(work)))
             path.write_text(json.dumps(record, indent=1) + "\n")
             write_table(record, arguments.out / "table.md")
+
+
+def own_run(out: Path) -> str:
+    """The model that the goals are set for: a U-Net on ResNet-18 at 256 px, trained for a while."""
+    fewmask.finetune(
+        pairs="oxford-iiit-pet:",
+        out=str(out),
+        encoder="resnet18",
+        size=256,
+        dev=0.2,
+        steps=100,
+        batch_size=8,
+    )
+    return str(out)
 
 
 def setting(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """SimCLR pre-training from files on disk: fewmask beside lightly and LightlyTrain, and its limit.
 
-    python benchmarks/speed/simclr.py --images DIR --out results/bench/simclr --encoder resnet18
-        --size 96 --batch 64 [--rounds 30]
+    python benchmarks/speed/simclr.py [--images DIR] [--encoder resnet18] [--size 96] [--rounds 30]
 
 - *fewmask*: `fewmask.pretrain`, its pixel cache built before (a pool is decoded once);
 - *bare step*: fewmask's task on one batch that is on the device already, nothing else: the limit;
@@ -34,13 +33,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fewmask.data.sources import data_root
+
 OURS, LIMIT = "fewmask", "bare step"
 WAYS = (OURS, LIMIT, "lightly loop", "lightly Lightning", "LightlyTrain")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", required=True, help="a folder of image files")
+    parser.add_argument("--images", default=str(data_root() / "cats-vs-dogs"), help="a folder")
     parser.add_argument("--out", type=Path, default=Path("results/bench/simclr"))
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--size", type=int, default=96)

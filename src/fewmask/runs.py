@@ -89,13 +89,16 @@ def held(out: Path) -> Iterator[None]:
 
 def _holder(folder: int) -> str:
     """The process that has locked an open folder, as far as the system tells (Linux does)."""
-    number = os.fstat(folder).st_ino
+    status = os.fstat(folder)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()  # 1: FLOCK ADVISORY WRITE 17726 fe:00:16042500 0 EOF
-            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(number):
+            if fields[1] == "FLOCK" and fields[5] == f"{device}:{status.st_ino}":
                 said = Path(f"/proc/{fields[4]}/cmdline").read_bytes().replace(b"\0", b" ")
-                return f"process {fields[4]} ({said.decode(errors='replace').strip()[:200]})"
+                return (
+                    f"process {fields[4]} ({' '.join(said.decode(errors='replace').split())[:200]})"
+                )
     return "another process"
 
 
