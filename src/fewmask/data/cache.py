@@ -169,7 +169,7 @@ def _cached(job: _Job, progress: Report | None) -> ImageCache:
         with locked(job.folder):
             if (found := _opened(job)) is not None:
                 return found
-            sweep(root)
+            _sweep(root)
             _build(job, progress)
             found = _opened(job)
     if found is None:
@@ -189,7 +189,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-def sweep(root: Path) -> None:
+def _sweep(root: Path) -> None:
     """Remove what killed builds have left; those under way hold their locks."""
     for partial in root.glob("*.partial"):
         with locked(partial.with_suffix(""), wait=False) as abandoned:

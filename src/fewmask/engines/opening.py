@@ -68,7 +68,7 @@ def open_engine(
     ready lies in the cache folder: one of full precision once, int8 once for each set of images.
     Raises UserError where a package is missing, where the engine doesn't give the original's
     classes, where int8 is to be calibrated on fewer than FEWEST images, and where the cache folder
-    cannot be written; with auto the answer to all but the last is PyTorch.
+    cannot be written; with auto, and without int8, the answer to all of these is PyTorch.
     """
     original = Engine("torch", model.segmenter)
     kind = _kind(model, wanted, len(items), device, int8=int8)
