@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 
 from fewmask.data.duplicates import Thumbs, within
+from fewmask.data.items import ImageFile, ImageItem
 from fewmask.data.leakage import Shared
 from fewmask.data.looks import look_at_images
 from fewmask.data.sides import write_sides
-from fewmask.data.sources import ImageFile, ImageItem, open_images
+from fewmask.data.sources import open_images
 from fewmask.files import write_json_atomic, write_text_atomic
 from fewmask.runs import versions
 

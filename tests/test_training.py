@@ -140,12 +140,12 @@ def test_a_pass_holds_every_row_once_and_ranks_share_a_batch() -> None:
     assert whole.steps_per_epoch == 3
     rows = np.concatenate([whole.global_rows(step) for step in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:20]) == list(range(10))
-    halves = [Stream(whole.cache, range(10), 4, 3, rank, 2).at(7).rows.tolist() for rank in (0, 1)]
+    halves = [Stream(whole.store, range(10), 4, 3, rank, 2).at(7).rows.tolist() for rank in (0, 1)]
     assert [*halves[0], *halves[1]] == whole.at(7).rows.tolist()
 
 
 def test_without_the_rest_of_a_pass_no_batch_holds_a_picture_twice() -> None:
-    cut = Stream(stream().cache, range(10), 4, seed=1, drop_last=True)
+    cut = Stream(stream().store, range(10), 4, seed=1, drop_last=True)
     assert cut.steps_per_epoch == 2
     for step in range(20):
         assert len(set(cut.global_rows(step).tolist())) == 4

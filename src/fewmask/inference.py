@@ -25,7 +25,7 @@ from fewmask.checkpoint import read_weights
 from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
-from fewmask.data.sources import ImageItem
+from fewmask.data.items import ImageItem
 from fewmask.files import write_bytes_atomic
 from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError

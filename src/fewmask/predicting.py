@@ -14,7 +14,8 @@ import torch
 from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import Undecodable, format_of
-from fewmask.data.sources import ImageItem, open_file, open_images
+from fewmask.data.items import ImageItem
+from fewmask.data.sources import open_file, open_images
 from fewmask.devices import pick_device
 from fewmask.engines import Engine, open_engine
 from fewmask.files import write_text_atomic

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from fewmask.augment import step_generator
 from fewmask.checkpoint import load_state, save_state
 from fewmask.data.loader import Stream
+from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import append_text, write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
-from fewmask.types import UserError
+from fewmask.types import Batch, UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -111,6 +112,7 @@ class Run:
     optimisation: Optimisation
     keep: Keep = "last"
     report: Report | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 def fit(
@@ -188,11 +190,23 @@ class _Loop:
             write_text_atomic(self.log_path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def go(self, interrupted: Callable[[], bool]) -> None:
+        steps = range(self.memory.step, self.run.steps)
+        batches = read_ahead(self.stream, steps, self.fabric.device, self.run.reading)
+        try:
+            self.steps(steps, batches, interrupted)
+        finally:
+            close = getattr(batches, "close", None)
+            if close:  # whoever reads ahead stops
+                close()
+
+    def steps(
+        self, steps: range, batches: Iterator[Batch], interrupted: Callable[[], bool]
+    ) -> None:
         m = self.memory
         self.task.train()
-        for step in range(m.step, self.run.steps):
+        for step in steps:
             began = time.monotonic()
-            self.one_step(step)
+            self.one_step(step, batches)
             m.step = step + 1
             m.window_seconds += time.monotonic() - began
             last = m.step == self.run.steps
@@ -206,9 +220,9 @@ class _Loop:
             if stop:
                 raise KeyboardInterrupt
 
-    def one_step(self, step: int) -> None:
+    def one_step(self, step: int, batches: Iterator[Batch]) -> None:
         began = time.monotonic()
-        batch = self.stream.at(step).to(self.fabric.device)
+        batch = next(batches).to(self.fabric.device)
         self.memory.window_waiting += time.monotonic() - began
         # Dropout draws from the global generator: a stream of its own for each process.
         drawn = step_generator(self.stream.seed, step, "cpu", 1000 + self.stream.rank)

@@ -18,10 +18,12 @@ import pytest
 from PIL import Image
 
 from fewmask.data import cache as caching
-from fewmask.data.cache import cache_root, cached_images, cached_pairs, in_order
+from fewmask.data.cache import cached_images, cached_pairs, in_order
 from fewmask.data.check import check_pairs
 from fewmask.data.images import resize_image, resize_mask
-from fewmask.data.sources import ImageFile, PairSet, open_images, open_pairs
+from fewmask.data.items import ImageFile
+from fewmask.data.place import cache_root
+from fewmask.data.sources import PairSet, open_images, open_pairs
 from fewmask.types import IGNORED, Labels, Resize, UserError
 
 Write = Callable[..., Path]
@@ -201,14 +203,15 @@ import sys, time
 from dataclasses import replace
 from pathlib import Path
 from fewmask.data.cache import cached_images
-from fewmask.data.sources import ImageFile, open_images
+from fewmask.data.items import ImageFile
+from fewmask.data.sources import open_images
 
 class Slow(ImageFile):
-    def pixels(self):
+    def pixels(self, least=None):
         with open(self.path.with_suffix(".decoded"), "a") as log:
             log.write("x")
         time.sleep(0.3)
-        return super().pixels()
+        return super().pixels(least)
 
 images = open_images(sys.argv[1])
 slow = [Slow(item.name, Path(item.where)) for item in images.items]

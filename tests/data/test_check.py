@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from fewmask.data import looks
-from fewmask.data.cache import cache_root
 from fewmask.data.check import PairReport, check, check_pairs
+from fewmask.data.place import cache_root
 from fewmask.data.sources import MaskOptions, open_pairs
 from fewmask.settings import CheckSettings
 from fewmask.types import IGNORED, Labels, UserError

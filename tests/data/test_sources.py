@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fewmask.data import sources
+from fewmask.data import items
 from fewmask.data.images import Undecodable
-from fewmask.data.sources import ImageFile, MaskOptions, open_file, open_images, open_pairs
+from fewmask.data.items import ImageFile
+from fewmask.data.sources import MaskOptions, open_file, open_images, open_pairs
 from fewmask.types import UserError
 
 Write = Callable[..., Path]
@@ -155,8 +156,8 @@ def test_a_large_pool_is_sampled(
 ) -> None:
     for i in range(40):
         write_image(tmp_path / f"{i:02}.png", i)
-    monkeypatch.setattr(sources, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(sources, "SAMPLED_FILES", 5)
+    monkeypatch.setattr(items, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(items, "SAMPLED_FILES", 5)
     read: list[str] = []
     real = ImageFile.read
     monkeypatch.setattr(ImageFile, "read", lambda self: read.append(self.name) or real(self))

@@ -75,6 +75,11 @@ def test_budgets_nest_and_no_picture_is_on_two_sides(
         assert set(small.val) <= set(large.val)
 
 
+def test_a_large_group_in_the_first_place_leaves_a_picture_to_validate() -> None:
+    budget = take((3, 2, 7, 5, 0, 1), 8, 2, ((0, 2, 3),))
+    assert (budget.train, budget.val) == ((3, 2, 7, 5, 0), (1,))
+
+
 def test_every_tenth_pair_validates_beginning_with_the_first() -> None:
     ordered = tuple(range(100, 145))
     budget = take(ordered, 60, 25, ())

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.suggesting.conftest import picture
 
 from fewmask.data.cache import ImageCache
-from fewmask.data.sources import ImageFile
+from fewmask.data.items import ImageFile
 from fewmask.progress import silent
 from fewmask.suggesting import candidates as module
 from fewmask.suggesting.candidates import candidates, image_hashes, trained_hashes

@@ -66,6 +66,22 @@ def test_two_processes_leave_the_same_files(pool: Path, tmp_path: Path) -> None:
     assert 0 < far < 1
 
 
+def test_a_pool_decoded_as_it_is_used_gives_the_same_weights(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, used = tmp_path / "kept", tmp_path / "used"
+    fewmask.pretrain(images=str(pool), out=str(kept), **SMALL)
+    result = fewmask.pretrain(images=str(pool), out=str(used), cache_gb=0, memory_gb=0.1, **SMALL)
+    assert result.images == 8
+    assert "8 images, decoded as they are used" in capsys.readouterr().err
+    weights = [read_weights(out / "encoder.safetensors") for out in (kept, used)]
+    for name, value in weights[0].items():
+        assert value.equal(weights[1][name]), name
+    # Neither is part of what is computed: the same command without them finds the run finished.
+    again = fewmask.pretrain(images=str(pool), out=str(used), **SMALL)
+    assert again == result
+
+
 def test_a_mistake_in_a_process_is_the_user_s_own(
     pool: Path, tmp_path: Path, write_pairs: Callable[..., Path]
 ) -> None:

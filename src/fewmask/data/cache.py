@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -20,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewmask.data.images import Pixels, Undecodable, resize_image, resize_mask
-from fewmask.data.sources import ImageItem, ImageSet, PairSet
+from fewmask.data.items import ImageItem, small_image
+from fewmask.data.place import cache_root, locked
+from fewmask.data.sources import ImageSet, PairSet
+from fewmask.data.store import Rows, Taken, refuse_too_many
 from fewmask.types import Labels, Resize, UserError
 
-FORMAT = "2"
+FORMAT = "3"
 """Part of every key: a cache of another layout, or decoded in another way, is not found."""
 Report = Callable[[int, int], None]
 Decoded = tuple[Pixels, tuple[int, int], Pixels | None]
@@ -50,13 +52,15 @@ class ImageCache:
     skipped: tuple[str, ...]
     masks: NDArray[np.uint8] | None = None
 
+    @property
+    def side(self) -> int:
+        """S."""
+        return int(self.images.shape[1])
 
-def cache_root() -> Path:
-    """$FEWMASK_CACHE, else fewmask in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("FEWMASK_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewmask"
+    def take(self, rows: Rows) -> Taken:
+        """Some rows, copied."""
+        masks = None if self.masks is None else self.masks[rows]
+        return Taken(rows, self.images[rows], self.valid[rows], masks)
 
 
 def stamps(items: Sequence[ImageItem], *more: str) -> str:
@@ -86,7 +90,7 @@ def cached_images(
 
     def decode(row: int) -> Decoded | str:
         try:
-            pixels, valid = resize_image(images.items[row].pixels(), size, resize)
+            pixels, valid = small_image(images.items[row], size, resize)
         except Undecodable as problem:
             return f"{problem.where}: {problem.reason}"
         return pixels, valid, None
@@ -94,16 +98,8 @@ def cached_images(
     key = stamps(images.items, "images", str(size), resize)
     names = [item.name for item in images.items]
     cache = _cached(_Job(cache_root() / key, names, size, False, decode, workers), progress)
-    _refuse_too_many(images.src, cache.skipped, len(names))
+    refuse_too_many(images.src, cache.skipped, len(names))
     return cache
-
-
-def _refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
-    if len(skipped) * 100 > n:
-        shown = [f"{fault}. Replace or remove it" for fault in skipped[:10]]
-        more = len(skipped) - len(shown)
-        rest = [f"{src}: and {more} more; over 1 % cannot be decoded"] if more else []
-        raise UserError(*shown, *rest)
 
 
 def cached_pairs(
@@ -175,18 +171,6 @@ def _cached(job: _Job, progress: Report | None) -> ImageCache:
     if found is None:
         raise OSError(f"{job.folder}: was written whole, and cannot be read")
     return found
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a cache's lock; yields whether it was got (always, if waited for)."""
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _sweep(root: Path) -> None:

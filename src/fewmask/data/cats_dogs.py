@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from fewmask.data import folders
+from fewmask.data.items import ImageFile
+from fewmask.data.listing import walk
 from fewmask.data.parquet import read_parquet, train_files
-from fewmask.data.sources import ImageFile, ImageSet, downloading, existing
+from fewmask.data.sources import ImageSet, downloading, existing
 from fewmask.types import UserError
 
 NAMES = ("cat", "dog")
@@ -19,11 +20,11 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
         _download(src, path)
     root = existing(src, path, known=True)
     if files := train_files(root):
-        items, labels = read_parquet(files)
-        return ImageSet(src, "cats-vs-dogs", items, labels, NAMES)
+        items, labels, shards = read_parquet(files)
+        return ImageSet(src, "cats-vs-dogs", items, labels, NAMES, shards=shards)
     for inside in (root / "PetImages", root / "train", root):
         if inside.is_dir():
-            found, others = folders.walk(inside)
+            found, others = walk(inside)
             told = [(item, _label(item)) for item in found]
             known = [(item, label) for item, label in told if label is not None]
             if known:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewmask.data import folders
 from fewmask.data.images import Pixels
+from fewmask.data.listing import walk
 from fewmask.data.parquet import read_parquet, train_files
 from fewmask.data.sources import ImageSet, downloading, existing
 from fewmask.types import UserError
@@ -37,7 +38,7 @@ class BatchImage:
     def stamp(self) -> tuple[int, int]:
         return 3072, self.path.stat().st_mtime_ns
 
-    def pixels(self) -> Pixels:
+    def pixels(self, least: int | None = None) -> Pixels:
         return np.ascontiguousarray(self.data[self.row].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
@@ -80,15 +81,15 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
     if not path.is_dir() and not download:
         existing(src, path, known=True)
     if path.is_dir() and (files := train_files(path)):
-        items, labels = read_parquet(files)
-        return ImageSet(src, "cifar10", items, labels, NAMES)
+        items, labels, shards = read_parquet(files)
+        return ImageSet(src, "cifar10", items, labels, NAMES, shards=shards)
     batches = next((f for f in (path, path / "cifar-10-batches-py")
                     if (f / "data_batch_1").exists()), None)  # fmt: skip
     if batches:
         return _official(src, batches)
     for root in (path / "train", path):
         if root.is_dir():
-            found, others = folders.walk(root)
+            found, others = walk(root)
             labels, names = folders.class_folders(found)
             if labels:
                 return ImageSet(src, "cifar10", found, labels, names, others)

@@ -2,100 +2,76 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from fewmask.data.sources import ImageFile, ImageSet, MaskOptions, Pair, PairSet
+import numpy as np
+
+from fewmask.data.items import ImageFile
+from fewmask.data.listing import FileList, walk
+from fewmask.data.parquet import read_parquet, train_files
+from fewmask.data.shards import open_tars
+from fewmask.data.sources import ImageSet, MaskOptions, Pair, PairSet
 from fewmask.data.table import read_table
 from fewmask.types import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
-
-
-def is_image(path: str) -> bool:
-    """Whether a file says it is an image, by its ending or else by its first bytes.
-
-    A file that says so but is none is not passed over: decoding it will name it.
-    """
-    if os.path.splitext(path)[1].lower() in SUFFIXES:
-        return True
-    try:
-        with open(path, "rb") as file:
-            head = file.read(12)
-    except OSError:
-        return False
-    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    bmp = head[:2] == b"BM" and head[6:10] == bytes(4)  # many a text begins with BM
-    return head.startswith(MAGIC) or webp or bmp
-
-
-def walk(root: Path) -> tuple[list[ImageFile], int]:
-    """All images below a folder in order of name, and the number of other files.
-
-    Hidden files and folders are passed over; a folder is entered once, however many links lead
-    to it. A link that leads nowhere is listed by its ending: reading it says what is wrong.
-    """
-    found, others = [], 0
-    for path in _files(str(root), set()):
-        if is_image(path):
-            found.append(ImageFile(Path(os.path.relpath(path, root)).as_posix(), Path(path)))
-        else:
-            others += 1
-    return sorted(found, key=lambda item: item.name), others
-
-
-def _files(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in entered:
-            return
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError as problem:
-        raise UserError(
-            f"{folder}: cannot be listed ({problem.strerror}). Mend its permissions"
-        ) from None
-    for entry in listed:
-        if entry.name.startswith("."):
-            continue
-        kind = _kind(entry)
-        if kind == "folder":
-            yield from _files(entry.path, entered)
-        elif kind == "file":
-            yield entry.path
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    try:
-        if entry.is_dir():
-            return "folder"
-        # Opening a pipe or a socket would wait for ever.
-        return "file" if entry.is_file() or entry.is_symlink() else "other"
-    except OSError:  # a link to itself
-        return "file"
-
 
 def images(src: str, root: Path) -> ImageSet:
-    """A folder of images; a pairs folder stands for its images. Class folders give labels."""
+    """A folder of images; a pairs folder stands for its images. Class folders give labels.
+
+    Where there are no image files: of tar files, or of parquet files.
+    """
     inside = root / "images" if (root / "images").is_dir() and (root / "masks").is_dir() else root
     found, others = walk(inside)
+    pool = root.resolve().name or "images"
     if not found:
-        raise UserError(f"{src}: holds no images ({others} other files). Name a folder of images")
+        return _sharded(src, root, pool, others)
     labels, names = class_folders(found)
-    return ImageSet(src, root.resolve().name or "images", found, labels, names, others)
+    return ImageSet(src, pool, found, labels, names, others)
 
 
-def class_folders(items: list[ImageFile]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+def _sharded(src: str, root: Path, pool: str, others: int) -> ImageSet:
+    tars = sorted(root.rglob("*.tar"))
+    if tars:
+        packed = open_tars(root, tars)
+        if not len(packed):
+            raise UserError(f"{src}: its {len(tars)} tar files hold no images. Name others")
+        labels, names = _numbered(packed.labels())
+        others -= len(tars)
+        return ImageSet(src, pool, packed, labels, names, others, packed.shards())
+    files = train_files(root)
+    if not files:
+        raise UserError(
+            f"{src}: holds no images ({others} other files), nor tar or parquet files of them. "
+            "Name a folder of images"
+        )
+    items, numbers, shards = read_parquet(files)
+    labels, names = _numbered(numbers)
+    return ImageSet(src, pool, items, labels, names, others - len(files), shards)
+
+
+def _numbered(labels: tuple[int, ...] | None) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Labels and names of classes that are numbers; none where there are fewer than two."""
+    used = sorted(set(labels or ()))
+    if labels is None or len(used) < 2:
+        return None, ()
+    place = {label: i for i, label in enumerate(used)}
+    return tuple(place[label] for label in labels), tuple(map(str, used))
+
+
+def class_folders(items: FileList) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Labels by the folder that each image lies in, where all lie in two or more folders."""
-    parents = [PurePosixPath(item.name).parent.name for item in items]
-    names = sorted(set(parents))
+    table = items.table
+    used = np.unique(table.folder_of).tolist()
+    parents = {folder: PurePosixPath(table.folders[folder]).name for folder in used}
+    names = sorted(set(parents.values()))
     if "" in names or len(names) < 2:
         return None, ()
-    return tuple(names.index(parent) for parent in parents), tuple(names)
+    classes = np.zeros(len(table.folders), np.int64)
+    for folder, name in parents.items():
+        classes[folder] = names.index(name)
+    return tuple(classes[table.folder_of].tolist()), tuple(names)
 
 
 def pairs(src: str, root: Path, options: MaskOptions) -> PairSet:
@@ -114,15 +90,16 @@ def pairs(src: str, root: Path, options: MaskOptions) -> PairSet:
     if not images and not masks:
         raise UserError(f"{src}: images/ and masks/ hold no images ({others + more} other files)")
     table = read_table(root)
+    drawn: Sequence[ImageFile] = masks
     if table is not None:
-        masks = [replace(mask, table=table) for mask in masks]
-    items, faults = match(images, masks, "masks/")
+        drawn = [replace(mask, table=table) for mask in masks]
+    items, faults = match(images, drawn, "masks/")
     pool = root.resolve().name or "pairs"
     return PairSet(src, pool, items, faults, options, None, others + more, table)
 
 
 def match(
-    images: list[ImageFile], masks: list[ImageFile], mask_folder: str
+    images: Sequence[ImageFile], masks: Sequence[ImageFile], mask_folder: str
 ) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     """Pairs in order of name, and every image and mask that stays alone or is there twice."""
     faults: list[str] = []
@@ -139,7 +116,7 @@ def match(
     return tuple(Pair(stem, pictures[stem], drawn[stem]) for stem in both), tuple(faults)
 
 
-def _by_stem(items: list[ImageFile], kind: str, faults: list[str]) -> dict[str, ImageFile]:
+def _by_stem(items: Sequence[ImageFile], kind: str, faults: list[str]) -> dict[str, ImageFile]:
     found: dict[str, ImageFile] = {}
     for item in items:
         stem = str(PurePosixPath(item.name).with_suffix(""))

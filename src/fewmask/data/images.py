@@ -74,12 +74,17 @@ def _undecodable(where: str) -> Iterator[None]:
         raise Undecodable(where, reason) from None
 
 
-def open_image(data: bytes, where: str) -> Image.Image:
-    """The first frame of an image, decoded whole, turned as its EXIF says. Raises Undecodable."""
+def open_image(data: bytes, where: str, least: int | None = None) -> Image.Image:
+    """The first frame of an image, decoded whole, turned as its EXIF says. Raises Undecodable.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its short side is then still `least`.
+    """
     if not data:
         raise Undecodable(where, "the file is empty")
     with _undecodable(where):
         image = Image.open(io.BytesIO(data))
+        if least is not None:
+            image.draft(image.mode, (least, least))
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -93,13 +98,14 @@ def format_of(data: bytes) -> str | None:
         return None
 
 
-def decode_image(data: bytes, where: str) -> Pixels:
+def decode_image(data: bytes, where: str, least: int | None = None) -> Pixels:
     """Bytes of any common format -> uint8 [H,W,3], RGB.
 
     Transparent pixels are laid on white, as most viewers show them. 16-bit grey is scaled to 8
-    (65535 is white), grey in floating point by 1 or its own maximum. Raises Undecodable.
+    (65535 is white), grey in floating point by 1 or its own maximum. `least` as in `open_image`.
+    Raises Undecodable.
     """
-    image = open_image(data, where)
+    image = open_image(data, where, least)
     with _undecodable(where):
         if image.mode.startswith("I") or image.mode == "F":
             values = np.nan_to_num(np.asarray(image, np.float64))

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from fewmask.data.cache import cache_root, stamps
+from fewmask.data.cache import stamps
 from fewmask.data.duplicates import Alike, Thumbs, between, within
+from fewmask.data.items import ImageItem
 from fewmask.data.looks import SeenImages, look_at_images
-from fewmask.data.sources import ImageItem, ImageSet, PairSet
+from fewmask.data.place import cache_root
+from fewmask.data.sources import ImageSet, PairSet
 from fewmask.files import write_json_atomic
 from fewmask.types import UserError
 

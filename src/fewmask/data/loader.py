@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewmask.data.cache import ImageCache
+from fewmask.data.shards import Shards
+from fewmask.data.store import ImageStore
 from fewmask.types import Batch
 
 
@@ -21,17 +22,23 @@ class Stream:
     n / batch_size steps, rounded up. A batch larger than the set is cut down to the set. With
     `drop_last` a batch never spans two passes (the rest of a pass is left out), so that no picture
     is twice in a batch: a contrastive loss would take the second for a negative of the first.
+    With `shards` a pass goes through a few shards at a time.
     """
 
-    cache: ImageCache
-    rows: Sequence[int]
+    store: ImageStore
+    rows: Sequence[int] | NDArray[np.int64]
     batch_size: int
     seed: int
     rank: int = 0
     world: int = 1
     drop_last: bool = False
     labels: NDArray[np.int64] | None = None
-    """The class of every image of the cache, for pools of class folders."""
+    """The class of every image of the store, for pools of class folders."""
+    shards: Shards | None = None
+    _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", np.asarray(self.rows, np.int64))
 
     @property
     def size(self) -> int:
@@ -52,21 +59,23 @@ class Stream:
         everyone = self.global_rows(step)
         part = self.size // self.world
         mine = everyone[self.rank * part : (self.rank + 1) * part]
-        images = torch.from_numpy(self.cache.images[mine]).permute(0, 3, 1, 2)
-        masks = None if self.cache.masks is None else torch.from_numpy(self.cache.masks[mine])
-        valid = torch.from_numpy(self.cache.valid[mine])
-        labels = None if self.labels is None else torch.from_numpy(self.labels[mine])
+        taken = self.store.take(mine)
         return Batch(
-            images,
-            torch.from_numpy(mine),
+            torch.from_numpy(taken.images).permute(0, 3, 1, 2),
+            torch.from_numpy(taken.rows),
             self.seed,
             step,
-            masks,
-            valid,
-            labels,
+            None if taken.masks is None else torch.from_numpy(taken.masks),
+            torch.from_numpy(taken.valid),
+            None if self.labels is None else torch.from_numpy(self.labels[taken.rows]),
             start=self.rank * part,
             total=self.size,
         )
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the pixels of this process' part of a batch."""
+        return self.size // self.world * self.store.side**2 * 3
 
     def global_rows(self, step: int) -> NDArray[np.int64]:
         """The rows of the whole batch of a step, over all processes."""
@@ -74,7 +83,18 @@ class Stream:
         if self.drop_last:
             first = step // self.steps_per_epoch * n + step % self.steps_per_epoch * self.size
         passes = range(first // n, (first + self.size - 1) // n + 1)
-        shuffled = [np.random.default_rng((self.seed, k)).permutation(n) for k in passes]
-        places = np.concatenate(shuffled)[first - passes[0] * n :][: self.size]
-        chosen: NDArray[np.int64] = np.asarray(self.rows, dtype=np.int64)[places]
+        places = np.concatenate([self._order(k) for k in passes])[first - passes[0] * n :]
+        chosen: NDArray[np.int64] = np.asarray(self.rows)[places[: self.size]]
         return chosen
+
+    def _order(self, k: int) -> NDArray[np.int64]:
+        """The order of a pass, places in `rows`; of a million images it takes a while to draw."""
+        found = self._orders.get(k)
+        if found is None:
+            found = np.random.default_rng((self.seed, k)).permutation(len(self.rows))
+            if self.shards is not None:
+                found = self.shards.order(np.asarray(self.rows), found, (self.seed, k, 1))
+            for old in [old for old in self._orders if old < k - 1]:
+                self._orders.pop(old, None)
+            self._orders[k] = found
+        return found

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fewmask.data.cache import cache_root, in_order, stamps
+from fewmask.data.cache import in_order, stamps
 from fewmask.data.duplicates import SIDE, Thumbs, thumbnail
 from fewmask.data.images import Pixels, Undecodable, format_of
-from fewmask.data.sources import ImageItem, Pair, PairSet
+from fewmask.data.items import ImageItem
+from fewmask.data.place import cache_root
+from fewmask.data.sources import Pair, PairSet
 from fewmask.files import write_atomic, write_json_atomic
 from fewmask.types import UserError
 

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewmask.data.images import Pixels
-from fewmask.data.sources import ImageItem, ImageSet, open_images
+from fewmask.data.items import ImageItem
+from fewmask.data.shards import joined
+from fewmask.data.sources import ImageSet, open_images
 from fewmask.flags import near
 from fewmask.types import UserError
 
@@ -132,6 +134,7 @@ def chosen(images: ImageSet, rows: Sequence[int], side: int | None = None) -> Im
     items: list[ImageItem] = [images.items[row] for row in rows]
     if side is not None:
         items = [Shrunk(item, side) for item in items]
+    images = replace(images, shards=images.shards and images.shards.of(np.asarray(rows, np.int64)))
     if images.labels is None:
         return replace(images, items=items)
     shown = sorted({images.labels[row] for row in rows})
@@ -182,7 +185,8 @@ def mixture(sets: Sequence[ImageSet], src: str) -> ImageSet:
             for label in images.labels or ()
         )
     others = sum(images.other_files for images in sets)
-    return ImageSet(src, "", items, labels, tuple(names) if labels else (), others)
+    shards = joined([images.shards for images in sets], [len(images.items) for images in sets])
+    return ImageSet(src, "", items, labels, tuple(names) if labels else (), others, shards)
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,8 @@ class Named:
     def stamp(self) -> tuple[int, int]:
         return self.item.stamp()
 
-    def pixels(self) -> Pixels:
-        return self.item.pixels()
+    def pixels(self, least: int | None = None) -> Pixels:
+        return self.item.pixels(least)
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class Shrunk:
     def stamp(self) -> tuple[int, int]:
         return self.item.stamp()
 
-    def pixels(self) -> Pixels:
+    def pixels(self, least: int | None = None) -> Pixels:
         """uint8 [H,W,3], bilinear with the triangle widened (antialiased)."""
         pixels = self.item.pixels()
         height, width = pixels.shape[:2]

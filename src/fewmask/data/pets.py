@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewmask.data.folders import match, walk
+from fewmask.data.folders import match
+from fewmask.data.listing import walk
 from fewmask.data.sources import ImageSet, MaskOptions, PairSet, downloading, existing
 from fewmask.types import IGNORED, Border, Labels, UserError
 
@@ -93,8 +94,9 @@ def pairs(src: str, path: Path, options: MaskOptions, *, download: bool = False)
     """Pictures and trimaps of the names in list.txt, or of all where there is no list."""
     _refuse(src, options)
     root = locate(src, path, download)
-    found, others = walk(root / "images")
-    masks, _ = walk(root / "annotations" / "trimaps")
+    pictures, others = walk(root / "images")
+    trimaps, _ = walk(root / "annotations" / "trimaps")
+    found, masks = list(pictures), list(trimaps)
     names = listed(root)
     faults: list[str] = []
     if names is not None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from fewmask.data.images import Undecodable
+from fewmask.data.items import ImageItem
 from fewmask.data.leakage import Shared
-from fewmask.data.sources import ImageItem
 from fewmask.files import write_bytes_atomic, write_text_atomic
 
 SIDE, GAP, LINE = 150, 4, 15

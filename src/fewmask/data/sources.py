@@ -7,100 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-from fewmask.data.images import Pixels, Undecodable, decode_image, decode_mask
+from fewmask.data.items import ImageFile, ImageItem, fingerprint
+from fewmask.data.listing import FileList
+from fewmask.data.shards import Shards
 from fewmask.data.table import ClassTable
 from fewmask.flags import near
 from fewmask.types import Border, Labels, UserError
-
-WHOLE_BYTES = 1 << 30
-SAMPLED_FILES = 1024
-
-
-class ImageItem(Protocol):
-    """One image of a set, wherever it lies."""
-
-    @property
-    def name(self) -> str:
-        """Unique in its set, the same on every machine."""
-        ...
-
-    @property
-    def where(self) -> str:
-        """As the user should read it in a message."""
-        ...
-
-    def read(self) -> bytes:
-        """The bytes, encoded or not: what the fingerprint is made of."""
-        ...
-
-    def stamp(self) -> tuple[int, int]:
-        """Size in bytes and time of the last change in ns: tells whether to look again."""
-        ...
-
-    def pixels(self) -> Pixels:
-        """uint8 [H,W,3]. Raises Undecodable."""
-        ...
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image, or a mask, in a file of its own. `table` reads a mask's colours."""
-
-    name: str
-    path: Path
-    table: ClassTable | None = None
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
-
-    def read(self) -> bytes:
-        try:
-            return self.path.read_bytes()
-        except OSError as problem:
-            raise Undecodable(self.where, str(problem.strerror)) from None
-
-    def stamp(self) -> tuple[int, int]:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return (-1, -1)
-        return status.st_size, status.st_mtime_ns
-
-    def pixels(self) -> Pixels:
-        return decode_image(self.read(), self.where)
-
-    def values(self) -> Pixels:
-        """Of a mask: the file's values, uint8 [H,W]. Raises Undecodable."""
-        decode = decode_mask if self.table is None else self.table.decode
-        return decode(self.read(), self.where)
-
-
-def fingerprint(items: Sequence[ImageItem], *more: str) -> str:
-    """A name for the content of a set, the same wherever it lies and whenever it was written.
-
-    Of names, sizes and all bytes up to 1 GiB; of a larger set the bytes of 1,024 evenly spaced
-    images stand for all.
-    """
-    sizes = [item.stamp()[0] for item in items]
-    digest = blake2b(digest_size=16)
-    for text in (*more, *(f"{i.name}:{size}" for i, size in zip(items, sizes, strict=True))):
-        digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
-    chosen: Sequence[int] = range(len(items))
-    if sum(sizes) > WHOLE_BYTES:
-        chosen = np.linspace(0, len(items) - 1, SAMPLED_FILES).astype(int).tolist()
-    for i in chosen:
-        try:
-            digest.update(blake2b(items[i].read(), digest_size=16).digest())
-        except Undecodable as problem:
-            digest.update(problem.reason.encode())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -113,13 +27,19 @@ class ImageSet:
     labels: tuple[int, ...] | None = None
     label_names: tuple[str, ...] = ()
     other_files: int = 0
+    shards: Shards | None = None
+    """How the images lie in large files, where they do."""
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.items)
+        return (
+            self.items.fingerprint()
+            if isinstance(self.items, FileList)
+            else fingerprint(self.items)
+        )
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
         if row in group_of:
             validates = side.setdefault(group_of[row], validates)
         (val if validates else train).append(row)
+    if not val:  # large groups took every place that validates: the last other picture does
+        alone = [row for row in train if row not in group_of]
+        if alone and len(train) > 1:
+            train.remove(alone[-1])
+            val.append(alone[-1])
     if not train or not val:
         raise UserError(
             f"budget {budget}: all {len(ordered)} pairs show one picture; at least 2 different "

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from fewmask.augment import to_unit
-from fewmask.data.cache import cache_root, locked, stamps
+from fewmask.data.cache import stamps
 from fewmask.data.images import Undecodable, resize_image
-from fewmask.data.sources import ImageItem
+from fewmask.data.items import ImageItem
+from fewmask.data.place import cache_root, locked
 from fewmask.engines.checking import AGREEMENT, AccuracyDrop, drop_of_int8
 from fewmask.engines.runtimes import READERS, WRITERS, agreement, library_errors, write_int8
 from fewmask.inference import Model, Network

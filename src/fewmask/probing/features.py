@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewmask.augment import normalise, to_unit
-from fewmask.data.cache import ImageCache
+from fewmask.data.store import ImageStore
 from fewmask.progress import Report, silent
 
 BATCH = 64
@@ -19,7 +19,7 @@ BATCH = 64
 
 def frozen_features(
     encoder: nn.Module,
-    cache: ImageCache,
+    store: ImageStore,
     rows: Sequence[int] | NDArray[np.int64],
     size: int,
     device: torch.device,
@@ -36,7 +36,7 @@ def frozen_features(
     found = []
     with torch.inference_mode():
         for i in range(0, len(chosen), BATCH):
-            images, inside = network_input(cache, chosen[i : i + BATCH], size, device)
+            images, inside = network_input(store, chosen[i : i + BATCH], size, device)
             maps = encoder(images.contiguous(memory_format=torch.channels_last))
             found.append(pooled_inside(maps[-1], inside).cpu())
             report(min(i + BATCH, len(chosen)), len(chosen))
@@ -45,14 +45,14 @@ def frozen_features(
 
 
 def network_input(
-    cache: ImageCache, rows: NDArray[np.int64], size: int, device: torch.device
+    store: ImageStore, rows: NDArray[np.int64], size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised images [n,3,size,size] of a pool, and the shares [n,2] that are not padding."""
-    side = cache.images.shape[1]
-    images = to_unit(torch.from_numpy(cache.images[rows]).permute(0, 3, 1, 2).to(device))
-    if side != size:
+    taken = store.take(rows)
+    images = to_unit(torch.from_numpy(taken.images).permute(0, 3, 1, 2).to(device))
+    if store.side != size:
         images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    inside = torch.from_numpy(cache.valid[rows]).to(device, torch.float32) / side
+    inside = torch.from_numpy(taken.valid).to(device, torch.float32) / store.side
     return normalise(images), inside
 
 

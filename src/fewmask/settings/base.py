@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**63 - 1, "a whole number of 0 or more"),
     "devices": (1, 4096, "a number above 0"),
     "workers": (1, 4096, "a number above 0"),
+    "cpus_per_cell": (1, 4096, "a number above 0"),
     "train": (2, math.inf, "a number of images, at least 2 of each class"),
     "test": (1e-300, 1 - 1e-9, "a share of the images, above 0 and below 1"),
     "draws": (1, math.inf, "a number above 0"),
@@ -33,6 +34,8 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "budget": (1, math.inf, "a number of images above 0"),
     "most_repeats": (2, 1000, "a number of repeats, 2 to 1000"),
     "margin": (1e-300, 1, "a difference in IoU, above 0 and up to 1 (0.01 is one point)"),
+    "cache_gb": (0, math.inf, "a number of gigabytes, 0 or more"),
+    "memory_gb": (1e-300, math.inf, "a number of gigabytes above 0"),
     "targets": (1e-300, 1 - 1e-9, "an IoU between 0 and 1"),
 }
 """Smallest and largest value of the numbers, and what to call that."""
@@ -101,7 +104,7 @@ class Reading(Settings):
     """How data is read; changes speed, not what is computed."""
 
     workers: int | None = None
-    """How many threads decode images (default: one a core, up to 8)."""
+    """How many threads (beside a GPU: processes) decode images (default: one a core, up to 8)."""
     download: bool = False
     """Download a known data set (oxford-iiit-pet:, cifar10:, cats-vs-dogs:) that is not there."""
 

@@ -71,11 +71,17 @@ class PretrainSettings(TrainingMachine):
     """As --mask-values of finetune, for the masks of --probe-pairs."""
     probe_ignore: int | None = None
     """As --ignore of finetune, for the masks of --probe-pairs."""
+    cache_gb: float | None = None
+    """Decoded images are kept on the disk up to this size, in GB; a larger set is decoded as it is
+    used (default: up to 16 GB and 100,000 images)."""
+    memory_gb: float = 1.0
+    """Memory for batches that are read ahead, in GB, where images are decoded as they are used."""
 
 
 WATCHING = {"probe_pairs", "probe_mask_values", "probe_ignore"}
 
 NOT_WHAT_IS_COMPUTED = {f.name for f in fields(TrainingMachine)} | {"out"} | WATCHING
+NOT_WHAT_IS_COMPUTED |= {"cache_gb", "memory_gb"}
 """Settings that a run may be finished with though it was begun with others."""
 
 RECIPES: dict[Recipe, dict[str, Any]] = {

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fewmask.data.cache import ImageCache, cache_root, in_order, stamps
+from fewmask.data.cache import ImageCache, in_order, stamps
 from fewmask.data.duplicates import groups, thumbnail
 from fewmask.data.images import Pixels, Undecodable
+from fewmask.data.items import ImageItem
 from fewmask.data.looks import pixel_hash
-from fewmask.data.sources import ImageItem
+from fewmask.data.place import cache_root
 from fewmask.files import write_json_atomic
 from fewmask.probing.splits import Rows
 from fewmask.progress import Report

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fewmask.data.items import ImageItem
 from fewmask.data.pools import cached_pool
-from fewmask.data.sources import ImageItem, open_images, open_pairs
+from fewmask.data.sources import open_images, open_pairs
 from fewmask.devices import pick_device
 from fewmask.inference import Model, load_run
 from fewmask.progress import progress

@@ -15,7 +15,8 @@ from PIL import Image
 from fewmask.data.cache import in_order
 from fewmask.data.classes import colour, colours
 from fewmask.data.images import Pixels
-from fewmask.data.sources import ImageItem, PairSet
+from fewmask.data.items import ImageItem
+from fewmask.data.sources import PairSet
 from fewmask.files import write_bytes_atomic, write_text_atomic
 from fewmask.inference import Model, masks_of, overlay, save_mask, save_picture
 from fewmask.probing.pictures import write_table

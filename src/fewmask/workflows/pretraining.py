@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from fewmask import encoders
 from fewmask.checkpoint import load_start, moved, save_weights, start_key
 from fewmask.curves import draw_curves
-from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
-from fewmask.data.pools import cached_pool, pool_labels
+from fewmask.data.pools import opened_pool, pool_labels
+from fewmask.data.reading import Reading
 from fewmask.data.sources import ImageSet, open_images
+from fewmask.data.store import ImageStore, OnDemand
 from fewmask.devices import make_fabric
 from fewmask.flags import near
 from fewmask.optimisation import Optimisation
@@ -65,8 +66,8 @@ def try_pretraining(
 ) -> ImageSet:
     """Everything that a user can have wrong, before the first step. Raises UserError."""
     encoder, _, _ = started_encoder(settings)
-    images, cache = open_pool(settings, download=settings.download)
-    rows = _kept(cache, settings, leave_out)
+    images, store = open_pool(settings, download=settings.download)
+    rows = _kept(store, settings, leave_out)
     probe_pairs(settings)
     with torch.random.fork_rng(devices=[]):  # what doesn't go together says so when it is built
         _task(settings, images, len(rows), settings.batch_size, 1, encoder)
@@ -99,10 +100,12 @@ def pool_facts(images: ImageSet, leave_out: frozenset[str] = frozenset()) -> tup
 
 
 def _kept(
-    cache: ImageCache, settings: PretrainSettings, leave_out: frozenset[str]
+    store: ImageStore, settings: PretrainSettings, leave_out: frozenset[str]
 ) -> NDArray[np.int64]:
     """The rows of a pool that are trained on. Raises UserError where fewer than two are left."""
-    rows = [row for row, name in enumerate(cache.names) if name not in leave_out]
+    if not leave_out:
+        return np.arange(len(store.names))
+    rows = [row for row, name in enumerate(store.names) if name not in leave_out]
     if len(rows) < 2:
         raise UserError(
             f"{settings.images}: {len(rows)} images are left without the {len(leave_out)} that "
@@ -111,18 +114,23 @@ def _kept(
     return np.array(rows, np.int64)
 
 
-def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[ImageSet, ImageCache]:
+def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[ImageSet, ImageStore]:
     """The images and their pixels. Raises UserError where fewer than two can be used."""
     images = open_images(settings.images, download=download)
     with progress("reading images") as report:
-        cache = cached_pool(
-            images, settings.size, settings.resize, progress=report, workers=settings.workers
+        store = opened_pool(
+            images,
+            settings.size,
+            settings.resize,
+            cache_gb=settings.cache_gb,
+            progress=report,
+            workers=settings.workers,
         )
-    if len(cache.names) < 2:
+    if len(store.names) < 2:
         raise UserError(
-            f"{settings.images}: {len(cache.names)} usable image; pre-training compares at least 2"
+            f"{settings.images}: {len(store.names)} usable image; pre-training compares at least 2"
         )
-    return images, cache
+    return images, store
 
 
 def component(pretext: str | Pretext) -> Pretext:
@@ -140,14 +148,14 @@ def component(pretext: str | Pretext) -> Pretext:
 def _pretrain(
     fabric: Fabric, settings: PretrainSettings, leave_out: frozenset[str]
 ) -> PretrainResult:
-    images, cache = open_pool(settings)
-    rows = _kept(cache, settings, leave_out)
+    images, store = open_pool(settings)
+    rows = _kept(store, settings, leave_out)
     out = Path(settings.out)
     key = _key(settings, images, leave_out)
-    if cache.skipped:
-        n, first = len(cache.skipped), cache.skipped[0]
-        say(fabric, f"warning: {n} undecodable images left out, the first: {first}")
-    stream = _pool_stream(images, cache, rows, settings, fabric)
+    if isinstance(store, OnDemand):
+        say(fabric, f"{images.src}: {len(rows)} images, decoded as they are used")
+    _say_skipped(fabric, store, "left out")
+    stream = _pool_stream(images, store, rows, settings, fabric)
     encoder, transfer, start = started_encoder(settings)
     if transfer:
         say(fabric, f"loaded {transfer.sentence()}")
@@ -158,12 +166,15 @@ def _pretrain(
     name = component(settings.pretext).name
     with progress(f"{name} on {images.pool}") as report:
         optimisation = _optimisation(settings, task, stream.size)
-        run = Run(out, key, steps, optimisation, "last", report)
+        reading = Reading(settings.workers, settings.memory_gb)
+        run = Run(out, key, steps, optimisation, "last", report, reading)
         pairs = probe_pairs(settings)
-        watch = Watch(fabric, task, cache, rows, settings.size, settings.seed, out, pairs)
+        watch = Watch(fabric, task, store, rows, settings.size, settings.seed, out, pairs)
         watch.begin()
         check = Check(-(-steps // TIMES), watch, prefix="")
         fitted = fit(fabric, task, task.groups(), stream, run, check)
+    if isinstance(store, OnDemand):
+        _say_skipped(fabric, store, "met, the next one in the place of each")
     last = fitted.rows[-1] if fitted.rows else {}
     result = PretrainResult(
         out=out,
@@ -187,12 +198,18 @@ def _pretrain(
             key=key,
             pool=images.pool,
             fingerprint=images.fingerprint(),
-            skipped=list(cache.skipped),
-            left_out=len(cache.names) - len(rows),
+            skipped=list(store.skipped),
+            left_out=len(store.names) - len(rows),
             start=watch.start,
             last=last,
         )
     return result
+
+
+def _say_skipped(fabric: Fabric, store: ImageStore, how: str) -> None:
+    if store.skipped:
+        n, first = len(store.skipped), store.skipped[0]
+        say(fabric, f"warning: {n} undecodable images {how}, the first: {first}")
 
 
 def _optimisation(settings: PretrainSettings, task: PretextModule, batch: int) -> Optimisation:
@@ -219,20 +236,21 @@ def _save_weights(
 
 def _pool_stream(
     images: ImageSet,
-    cache: ImageCache,
+    store: ImageStore,
     rows: NDArray[np.int64],
     settings: PretrainSettings,
     fabric: Fabric,
 ) -> Stream:
     stream = Stream(
-        cache,
-        rows.tolist(),
+        store,
+        rows,
         settings.batch_size,
         settings.seed,
         fabric.global_rank,
         fabric.world_size,
         drop_last=True,
-        labels=pool_labels(images, cache),
+        labels=pool_labels(images, store),
+        shards=images.shards,
     )
     say_batch(fabric, stream, "images")
     return stream

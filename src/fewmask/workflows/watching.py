@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewmask.data.cache import ImageCache, cached_pairs
+from fewmask.data.cache import cached_pairs
 from fewmask.data.check import check_pairs
 from fewmask.data.sources import MaskOptions, open_pairs
+from fewmask.data.store import ImageStore
 from fewmask.files import write_bytes_atomic
 from fewmask.pretext import PretextModule
 from fewmask.pretext.contract import effective_rank, spread
@@ -96,9 +97,9 @@ class Watch:
 
     fabric: Fabric
     task: PretextModule
-    cache: ImageCache
+    store: ImageStore
     rows: NDArray[np.int64]
-    """Of the cache, those that are trained on."""
+    """Of the store, those that are trained on."""
     size: int
     seed: int
     out: Path
@@ -125,7 +126,7 @@ class Watch:
         n = len(self.rows)
         rows = self.rows[np.unique(np.linspace(0, n - 1, min(n, WATCHED)).astype(int))]
         encoder = self.task.encoder
-        features = frozen_features(encoder, self.cache, rows, self.size, self.fabric.device)
+        features = frozen_features(encoder, self.store, rows, self.size, self.fabric.device)
         finite = bool(torch.isfinite(features).all())
         found: dict[str, float | None] = {
             "features_spread": float(spread(features)) if finite else None,
@@ -148,14 +149,14 @@ class Watch:
             )
 
     def _draw(self, step: int) -> None:
-        rows = self.rows[:SHOWN]
+        taken = self.store.take(self.rows[:SHOWN])
         batch = Batch(
-            torch.from_numpy(self.cache.images[rows]).permute(0, 3, 1, 2),
-            torch.from_numpy(rows),
+            torch.from_numpy(taken.images).permute(0, 3, 1, 2),
+            torch.from_numpy(taken.rows),
             self.seed,
             0,
-            valid=torch.from_numpy(self.cache.valid[rows]),
-            total=len(rows),
+            valid=torch.from_numpy(taken.valid),
+            total=len(taken.rows),
         )
         drawn = self.task.samples(batch.to(self.fabric.device))
         if drawn is None:
