@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from fewmask.augment import step_generator
 from fewmask.checkpoint import load_state, save_state
+from fewmask.compiling import compiled, pays
 from fewmask.data.loader import Stream
 from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import append_text, write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
-from fewmask.types import Batch, UserError
+from fewmask.types import Batch, Compile, UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -77,6 +78,7 @@ class Fitted:
     best_step: int
     best: Scores
     rows: list[dict[str, Any]] = field(default_factory=list)
+    compiled: bool = False
 
 
 @dataclass
@@ -94,6 +96,8 @@ class _Memory:
     """Sums of what is shown, over the steps since the last row of the log."""
     window_seconds: float = 0.0
     window_waiting: float = 0.0
+    compiled: bool | None = None
+    """Whether the run is one with torch.compile, once that is decided: a resumed run stays so."""
 
 
 Keep = Literal["best", "last", "average"]
@@ -113,6 +117,10 @@ class Run:
     keep: Keep = "last"
     report: Report | None = None
     reading: Reading = field(default_factory=Reading)
+    compile: Compile = "off"
+    """auto: where it is measured to pay."""
+    compiles: tuple[str, ...] = ()
+    """Names of the task's submodules that torch.compile would compile."""
 
 
 def fit(
@@ -140,7 +148,7 @@ def fit(
             f"Lower --lr (now {run.optimisation.lr:g}) or choose --precision 32"
         )
     m = loop.memory
-    return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows)
+    return Fitted(m.step, m.seconds, m.loss, m.best_step, m.best, loop.rows, bool(m.compiled))
 
 
 def _resume(
@@ -193,11 +201,22 @@ class _Loop:
         steps = range(self.memory.step, self.run.steps)
         batches = read_ahead(self.stream, steps, self.fabric.device, self.run.reading)
         try:
-            self.steps(steps, batches, interrupted)
+            with self.compiled():
+                self.steps(steps, batches, interrupted)
         finally:
             close = getattr(batches, "close", None)
             if close:  # whoever reads ahead stops
                 close()
+
+    def compiled(self) -> AbstractContextManager[None]:
+        """The compiled parts of the task, or nothing."""
+        m, run = self.memory, self.run
+        if m.compiled is None and m.step < run.steps:
+            m.compiled = run.compile == "on"
+            if run.compile == "auto":
+                batch = self.stream.at(m.step).to(self.fabric.device)
+                m.compiled = pays(self.fabric, self.plain, run.compiles, batch, run.steps - m.step)
+        return compiled(self.plain, run.compiles) if m.compiled else nullcontext()
 
     def steps(
         self, steps: range, batches: Iterator[Batch], interrupted: Callable[[], bool]

@@ -15,6 +15,7 @@ Resize = Literal["square", "keep"]
 Border = Literal["ignore", "foreground", "background", "class"]
 Recipe = Literal["report", "best"]
 Precision = Literal["auto", "32", "bf16"]
+Compile = Literal["off", "on", "auto"]
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 

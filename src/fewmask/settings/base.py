@@ -8,7 +8,7 @@ from os import PathLike
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fewmask.types import Border, Precision, UserError, is_union
+from fewmask.types import Border, Compile, Precision, UserError, is_union
 
 RANGES: dict[str, tuple[float, float, str]] = {
     "size": (16, 8192, "16 to 8192 pixels"),
@@ -125,6 +125,9 @@ class TrainingMachine(Machine):
     """How many processes (one a GPU; gloo on CPU) share the work of a training run."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
+    compile: Compile = "off"
+    """Whether torch.compile compiles the network: off, on, or auto, where a trial at the start finds
+    steps to be faster by enough to make up for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,13 @@ def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
     segmenter, result, fitted = train(fabric, settings, prepared, budget, key)
     if fabric.is_global_zero:
         save_run(settings, segmenter, prepared, budget, fitted)
-        write_result(result.out, result, key=key, fingerprint=prepared.pairs.fingerprint())
+        write_result(
+            result.out,
+            result,
+            key=key,
+            fingerprint=prepared.pairs.fingerprint(),
+            compiled=fitted.compiled,
+        )
     return result
 
 
@@ -199,7 +205,16 @@ def train(
     )
     with progress(f"fine-tuning on {len(budget.train)} pairs") as report:
         heard = report if fabric.is_global_zero else silent
-        run = Run(out, key, steps, _optimisation(settings), settings.keep or "last", heard)
+        run = Run(
+            out,
+            key,
+            steps,
+            _optimisation(settings),
+            settings.keep or "last",
+            heard,
+            compile=settings.compile,
+            compiles=("segmenter.network",),
+        )
         groups = task.groups(1.0 if settings.encoder_lr is None else settings.encoder_lr)
         fitted = fit(fabric, task, groups, stream, run, check)
     final = check.score(steps) if settings.keep != "best" else fitted.best

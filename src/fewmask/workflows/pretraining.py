@@ -167,7 +167,9 @@ def _pretrain(
     with progress(f"{name} on {images.pool}") as report:
         optimisation = _optimisation(settings, task, stream.size)
         reading = Reading(settings.workers, settings.memory_gb)
-        run = Run(out, key, steps, optimisation, "last", report, reading)
+        run = Run(
+            out, key, steps, optimisation, "last", report, reading, settings.compile, ("encoder",)
+        )
         pairs = probe_pairs(settings)
         watch = Watch(fabric, task, store, rows, settings.size, settings.seed, out, pairs)
         watch.begin()
@@ -200,6 +202,7 @@ def _pretrain(
             fingerprint=images.fingerprint(),
             skipped=list(store.skipped),
             left_out=len(store.names) - len(rows),
+            compiled=fitted.compiled,
             start=watch.start,
             last=last,
         )
