@@ -15,7 +15,7 @@ from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.optimisation import Optimisation
-from fewmask.training import Check, Run, fit
+from fewmask.training import Check, Run, Scores, fit
 from fewmask.types import Batch, UserError
 
 ADAMW = Optimisation("adamw", 1e-2, 1e-2, "cosine", 0.1)
@@ -111,13 +111,36 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.M
         train(tmp_path, Reconstruct(), key="another")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    class Broken(Reconstruct):
-        def forward(self, batch: Batch) -> dict[str, Tensor]:
-            return {"mse": super().forward(batch)["mse"] * float("nan")}
+class BrokenAtSeven(Reconstruct):
+    """Its loss is no number at the seventh step."""
 
-    with pytest.raises(UserError, match="became nan"):
-        train(tmp_path, Broken())
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        factor = float("inf") if batch.step == 6 else 1.0
+        return {"mse": super().forward(batch)["mse"] * factor}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    task, plain = BrokenAtSeven(), Reconstruct()
+    with pytest.raises(UserError, match=r"not finite at step 7 \(mse inf\) on a batch of 4 images"):
+        train(tmp_path / "broken", task)
+    told = json.loads((tmp_path / "broken" / "failed.json").read_text())
+    assert (told["step"], told["losses"]) == (6, {"mse": "inf"})
+    rows = stream().at(6).rows.tolist()
+    assert told["images"] == [stream().store.names[row] for row in rows]
+    # The step moved nothing: weights are those of a run that went well so far.
+    with pytest.raises(SystemExit):
+        train(tmp_path / "plain", plain, check=Check(6, _end))
+    assert torch.equal(weights(task), weights(plain))
+    # The state is from before, so the same command meets the same batch again.
+    with pytest.raises(UserError, match="not finite at step 7"):
+        train(tmp_path / "broken", BrokenAtSeven())
+
+
+def _end(_: int) -> Scores:
+    raise SystemExit
 
 
 def test_rates_are_ratios_of_the_base_rate() -> None:

@@ -32,6 +32,7 @@ from fewmask.compiling import compiled, pays
 from fewmask.data.loader import Stream
 from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import append_text, write_text_atomic
+from fewmask.finite import LossWatch
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
 from fewmask.types import Batch, Compile, UserError
@@ -134,8 +135,8 @@ def fit(
     """Train `task` on `stream` for `run.steps`; the task holds the kept weights afterwards.
 
     The folder then holds the state of the last step, so that what comes after the training can be
-    killed as well; whoever writes the result removes it. Raises UserError where the loss stops
-    being finite, or where the folder holds a state of another run. Control-C finishes the step,
+    killed as well; whoever writes the result removes it. Raises UserError where a loss is not a
+    finite number (failed.json then names the batch; the state is that of good weights), or where the folder holds a state of another run. Control-C finishes the step,
     saves the state and raises KeyboardInterrupt.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
@@ -193,6 +194,8 @@ class _Loop:
         self.log_path = run.out / "metrics.jsonl"
         self.rows = _rows_until(self.log_path, self.memory.step)
         self.saved = time.monotonic()
+        mend = f"Lower --lr (now {run.optimisation.lr:g}) or choose --precision 32"
+        self.watch = LossWatch(fabric, stream, run.out, mend)
         if fabric.is_global_zero:
             run.out.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.log_path, "".join(json.dumps(r) + "\n" for r in self.rows))
@@ -250,6 +253,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         losses = self.task(batch)
+        self.watch.see(step, losses)
         loss = sum(losses.values())
         self.fabric.backward(loss)
         self.optimizer.step()
@@ -278,6 +282,7 @@ class _Loop:
 
     def log(self, checked: bool) -> None:
         """One row of metrics.jsonl: means over the steps since the last one."""
+        self.watch.settle()
         m, done = self.memory, self.memory.step
         steps = done - (self.rows[-1]["step"] if self.rows else 0)
         row: dict[str, Any] = {"step": done, "epoch": done / self.stream.steps_per_epoch}
@@ -286,11 +291,6 @@ class _Loop:
         row["images_per_second"] = steps * self.stream.size / max(m.window_seconds, 1e-9)
         row["waiting"] = m.window_waiting / max(m.window_seconds, 1e-9)
         m.window, m.window_seconds, m.window_waiting = {}, 0.0, 0.0
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss became {row['loss']} within the {steps} steps before step {done}. "
-                f"Lower --lr (now {self.run.optimisation.lr:g}) or choose --precision 32"
-            )
         self.memory.loss = row["loss"]
         if checked and self.check is not None:
             row |= self.validate(self.check, done)
@@ -315,6 +315,7 @@ class _Loop:
         return {f"{check.prefix}{name}": value for name, value in scores.items()}
 
     def save(self) -> None:
+        self.watch.settle()
         if self.fabric.is_global_zero:
             state = {
                 "key": self.run.key,
