@@ -34,8 +34,8 @@ class _Seen:
 class LossWatch:
     """Looks at every step's losses, on a CPU before the weights move.
 
-    A GPU is not waited for: its losses are looked at a step later, when the next one is under way. Of
-    several processes all see the mean, so that they stop together.
+    A GPU is not waited for: its losses are looked at a step later, when the next one is under way.
+    Of several processes all see the mean, so that they stop together.
     """
 
     def __init__(self, fabric: Fabric, stream: Stream, out: Path, mend: str) -> None:

@@ -136,8 +136,9 @@ def fit(
 
     The folder then holds the state of the last step, so that what comes after the training can be
     killed as well; whoever writes the result removes it. Raises UserError where a loss is not a
-    finite number (failed.json then names the batch; the state is that of good weights), or where the folder holds a state of another run. Control-C finishes the step,
-    saves the state and raises KeyboardInterrupt.
+    finite number (failed.json then names the batch; the state is that of good weights), or where
+    the folder holds a state of another run. Control-C finishes the step, saves the state and raises
+    KeyboardInterrupt.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
     with _deferred_interrupt() as interrupted:

@@ -126,8 +126,8 @@ class TrainingMachine(Machine):
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
     compile: Compile = "off"
-    """Whether torch.compile compiles the network: off, on, or auto, where a trial at the start finds
-    steps to be faster by enough to make up for it."""
+    """Whether torch.compile compiles the network: off, on, or auto, where a trial at the start
+    finds steps to be faster by enough to make up for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
