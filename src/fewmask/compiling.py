@@ -34,7 +34,7 @@ def compiled(task: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """
     parts = [task.get_submodule(name) for name in names]
     for part in parts:
-        part.forward = _when_training(part, part.forward)  # type: ignore[method-assign]
+        part.forward = _when_training(part, part.forward)
     try:
         yield
     except Exception as problem:
@@ -79,7 +79,7 @@ def _seconds(fabric: Fabric, task: nn.Module, batch: Batch) -> float:
             began = time.monotonic()
             with fabric.autocast():
                 losses = task(batch)
-            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+            fabric.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
             task.zero_grad(set_to_none=True)
             if devices:
                 torch.cuda.synchronize(fabric.device)

@@ -51,7 +51,7 @@ class LossWatch:
         if values.device.type == "cuda":
             host = torch.empty(values.shape, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         self._waiting = _Seen(step, tuple(losses), values, ready)
         if last is not None:
