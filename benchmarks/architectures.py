@@ -10,6 +10,12 @@ Two runs each, from random weights, 128 px, the border ignored:
   on the fixed test set.
 
 An architecture that is done is not done again. Writes NAME.json and table.md.
+
+    python benchmarks/architectures.py --out results/architectures --speeds
+
+Then how fast they are, all in one run, one round after the other: a training step in the loop's own
+precision and prediction in float32, batches of 8. On a CPU the seconds are the process' own, so
+that other work on the machine counts little; a median over the rounds.
 """
 
 from __future__ import annotations
@@ -18,12 +24,15 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 
+from fewmask.augment import PairAugment
 from fewmask.data.sources import MaskOptions, Pair
 from fewmask.data.split import Budget, make_split, order, take
 from fewmask.decoders import component
@@ -31,11 +40,13 @@ from fewmask.devices import make_fabric
 from fewmask.evaluation import score_pairs
 from fewmask.metrics import aggregate
 from fewmask.runs import config_of, key_of
-from fewmask.segmentation import Geometry
+from fewmask.segmentation import Geometry, SegmentationTask, Segmenter
 from fewmask.settings import FinetuneSettings
+from fewmask.types import Batch, Labels
 from fewmask.workflows import Prepared, prepare, train
 
 SIZE = 128
+BATCH = 8
 FIT_PAIRS = 18
 NEEDED = {"fcn32s": 0.65, "fcn16s": 0.65}
 ARCHITECTURES = [
@@ -72,8 +83,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/architectures"))
     parser.add_argument("--fit-steps", type=int, default=120)
     parser.add_argument("--budget-steps", type=int, default=120)
+    parser.add_argument("--speeds", action="store_true", help="time those that are done")
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.speeds:
+        time_all(arguments.out, arguments.rounds)
+        return
     prepared = prepare(arguments.pairs, MaskOptions(), Geometry(SIZE, "square"))
     for decoder, encoder in ARCHITECTURES:
         name = f"{decoder}-on-{encoder}"
@@ -81,7 +97,7 @@ def main() -> None:
         if path.exists() or (arguments.names and name not in arguments.names):
             continue
         print(name, flush=True)
-        record = {"decoder": decoder, "encoder": encoder, "threads": torch.get_num_threads()}
+        record = {"decoder": decoder, "encoder": encoder}
         record |= fit_and_test(decoder, encoder, prepared, arguments)
         path.write_text(json.dumps(record, indent=1) + "\n")
         write_table(arguments.out)
@@ -91,7 +107,7 @@ def main() -> None:
 def fit_and_test(
     decoder: str, encoder: str, prepared: Prepared, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """The two runs of an architecture, its size and its speed."""
+    """The two runs of an architecture, and its size."""
     n = len(prepared.pairs.items)
     split = make_split(n, prepared.checked.groups, test_fraction=0.2, seed=0)
     shuffled = order(split, 0, 0)
@@ -109,14 +125,13 @@ def fit_and_test(
         augment=False,
     )
     fitted = trained(settings, prepared, small)
-    on_train = iou(fitted["model"], prepared, [prepared.pairs.items[row] for row in small.train])
+    on_train = iou(fitted, prepared, [prepared.pairs.items[row] for row in small.train])
     whole = replace(settings, out=str(work / "budget"), steps=arguments.budget_steps, augment=None)
     tested = trained(whole, prepared, large)
     test = [prepared.pairs.items[row] for row in split.test]
-    on_test = iou(tested["model"], prepared, test)
-    model = tested["model"]
+    on_test = iou(tested, prepared, test)
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in tested.parameters()),
         "fit_iou": on_train,
         "fit_pairs": len(small.train),
         "fit_steps": arguments.fit_steps,
@@ -124,42 +139,90 @@ def fit_and_test(
         "budget_pairs": len(large.train),
         "budget_steps": arguments.budget_steps,
         "n_test": len(test),
-        "training_images_per_second": tested["speed"],
-        "prediction_images_per_second": prediction_speed(model),
     }
 
 
-def trained(settings: FinetuneSettings, prepared: Prepared, budget: Budget) -> dict[str, Any]:
-    """A model trained on a budget, and its median speed in training images/s."""
+def trained(settings: FinetuneSettings, prepared: Prepared, budget: Budget) -> Segmenter:
+    """A model trained on a budget."""
     resolved = settings.resolved()
     fabric = make_fabric(resolved.device, 1, resolved.precision)
     out = Path(resolved.out)
     out.mkdir(parents=True, exist_ok=True)
     resolved = replace(resolved, decoder=component(resolved.decoder))
     key = key_of(config_of(resolved), prepared.pairs.fingerprint())
-    segmenter, _, fitted = train(fabric, resolved, prepared, budget, key)
-    speeds = [row["images_per_second"] for row in fitted.rows]
+    segmenter, _, _ = train(fabric, resolved, prepared, budget, key)
     (out / "state.pt").unlink(missing_ok=True)
-    return {"model": segmenter.eval(), "speed": statistics.median(speeds)}
+    return segmenter.eval()
 
 
-def iou(segmenter: Any, prepared: Prepared, pairs: list[Pair]) -> float | None:
+def iou(segmenter: Segmenter, prepared: Prepared, pairs: list[Pair]) -> float | None:
     """IoU over some pairs, at the masks' own resolution."""
     device = next(segmenter.parameters()).device
     found = score_pairs(segmenter, Geometry(SIZE, "square"), pairs, prepared.checked.labels, device)
     return aggregate(found, prepared.checked.labels.names)[0]["iou"]
 
 
-def prediction_speed(segmenter: torch.nn.Module) -> float:
-    """Images a second of the bare network, batches of 8 at 128 px, float32; the median of ten."""
-    images = torch.rand(8, 3, SIZE, SIZE, device=next(segmenter.parameters()).device)
-    seconds = []
+def time_all(out: Path, rounds: int) -> None:
+    """Add their speeds to the records that are there."""
+    fabric = make_fabric("auto", 1, "auto")
+    labels = Labels(("background", "pet"), tuple(range(256)))
+    found: dict[Path, list[tuple[float, float]]] = {}
+    for number in range(rounds + 1):  # the first one warms up
+        for path in sorted(out.glob("*.json")):
+            record = json.loads(path.read_text())
+            torch.manual_seed(0)
+            segmenter = Segmenter(record["encoder"], record["decoder"], labels).to(fabric.device)
+            seconds = step_seconds(fabric, segmenter), prediction_seconds(segmenter)
+            if number:
+                found.setdefault(path, []).append(seconds)
+            print(number, path.stem, *(f"{BATCH / s:.1f}" for s in seconds), flush=True)
+    for path, timed in found.items():
+        speeds = [BATCH / statistics.median(one[kind] for one in timed) for kind in (0, 1)]
+        record = json.loads(path.read_text()) | {
+            "training_images_per_second": speeds[0],
+            "prediction_images_per_second": speeds[1],
+            "timed": {"rounds": rounds, "threads": torch.get_num_threads()},
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    write_table(out)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Of the processor on a CPU, else of the clock."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    began = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - began
+
+
+def step_seconds(fabric: Fabric, segmenter: Segmenter) -> float:
+    """A training step of 8 random images with their masks, the second one."""
+    task = SegmentationTask(segmenter.train(), "bce+dice", PairAugment())
+    images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
+    masks = torch.randint(0, 2, (BATCH, SIZE, SIZE), dtype=torch.uint8)
+    batch = Batch(images, torch.arange(BATCH), 0, 0, masks, total=BATCH).to(fabric.device)
+    optimizer = torch.optim.AdamW(task.parameters(), fused=True)
+
+    def step() -> None:
+        with fabric.autocast():
+            losses = task(batch)
+        fabric.backward(torch.stack(list(losses.values())).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    return seconds_of(step, fabric.device)
+
+
+def prediction_seconds(segmenter: Segmenter) -> float:
+    """8 random images through the network, the second time."""
+    device = next(segmenter.parameters()).device
+    images = torch.rand(BATCH, 3, SIZE, SIZE, device=device)
     with torch.inference_mode():
-        for _ in range(12):
-            began = time.perf_counter()
-            segmenter(images).cpu()  # waits for a device that works by itself
-            seconds.append(time.perf_counter() - began)
-    return 8 / statistics.median(seconds[2:])
+        segmenter.eval()(images)
+        return seconds_of(lambda: segmenter(images), device)
 
 
 def write_table(out: Path) -> None:
@@ -175,11 +238,16 @@ def write_table(out: Path) -> None:
         needed = NEEDED.get(r["decoder"], 0.85)
         lines.append(
             f"| {r['decoder']} | {r['encoder']} | {r['parameters'] / 1e6:.1f} M "
-            f"| {r['training_images_per_second']:.1f} | {r['prediction_images_per_second']:.1f} "
+            f"| {speed(r, 'training')} | {speed(r, 'prediction')} "
             f"| {r['fit_iou']:.3f} ({needed}{'' if r['fit_iou'] >= needed else ': BROKEN'}) "
             f"| {r['test_iou']:.3f} |"
         )
     (out / "table.md").write_text("\n".join(lines) + "\n")
+
+
+def speed(record: dict[str, Any], kind: str) -> str:
+    """Images a second, where they were measured together with the others'."""
+    return f"{record[f'{kind}_images_per_second']:.1f}" if "timed" in record else ""
 
 
 if __name__ == "__main__":
