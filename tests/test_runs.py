@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -58,10 +59,24 @@ def test_a_killed_process_lets_go(tmp_path: Path) -> None:
         pass
 
 
-def test_other_ranks_of_one_run_do_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stray_rank_does_not_turn_the_lock_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
-    with another_process(tmp_path), held(tmp_path):
+    with (
+        another_process(tmp_path),
+        pytest.raises(UserError, match="is working in it"),
+        held(tmp_path),
+    ):
         pass
+
+
+def test_one_may_wait_for_a_folder(tmp_path: Path) -> None:
+    with another_process(tmp_path) as process:
+        Timer(1.0, process.kill).start()
+        with held(tmp_path, wait=30.0):
+            pass
+        assert process.poll() is not None
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "study"])

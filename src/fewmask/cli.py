@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from fewmask import __version__
 from fewmask.flags import build_parser, construct, flag_name, given, near
+from fewmask.ranks import AlreadyTold, launched, refuse_many, told_by_the_first
 from fewmask.types import UserError
 
 COMMANDS: dict[str, str] = {
@@ -37,18 +40,28 @@ POSITIONAL = {
 REPEATED = {"similarity": ("extractor",), "check": ("images",)}
 CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
 """Commands with a component whose own flags join theirs: the flag that names it, the default."""
+SHARED = ("pretrain", "finetune")
+"""Commands whose work several processes can share."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 a mistake of the user's, 130 Control-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    started = launched()
+    first = started is None or started.first
+    if not first:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     try:
-        sys.exit(dispatch(arguments))
+        with nullcontext() if first else open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            sys.exit(dispatch(arguments))
+    except AlreadyTold:
+        sys.exit(2)
     except UserError as mistake:
         print(error_text(mistake), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command again goes on from here", file=sys.stderr)
+        if first:
+            print("\ninterrupted; the same command again goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
@@ -82,13 +95,16 @@ def dispatch(arguments: list[str]) -> int:
         raise UserError(
             f"unknown command {command}{near(command, list(COMMANDS))}. See fewmask --help"
         )
-    settings = parse(command, rest)
+    with told_by_the_first():
+        settings = parse(command, rest)
+        if command not in SHARED:
+            refuse_many(f"fewmask {command}")
     return RUN[command](settings)
 
 
 def overview() -> str:
     """The text of `fewmask --help`: every command with a line."""
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: fewmask COMMAND ...",
@@ -117,7 +133,7 @@ def parse(command: str, argv: list[str]) -> Any:
         positional=positional,
         repeated=REPEATED.get(command, ()),
     )
-    values = given(parser, argv, cls, *components)
+    values = given(parser, argv, cls, *components, others=_others(command))
     for kind in components:
         values[CHOSEN[command][0]] = construct(kind, values)
     try:
@@ -134,6 +150,24 @@ def parse(command: str, argv: list[str]) -> Any:
         ) from None
 
 
+def _known(command: str) -> dict[str, type]:
+    """The components that a command chooses from, by name."""
+    if CHOSEN[command][0] == "pretext":
+        from fewmask.pretext import PRETEXTS
+
+        return {**PRETEXTS}
+    from fewmask.decoders import DECODERS
+
+    return {**DECODERS}
+
+
+def _others(command: str) -> dict[str, type]:
+    """The same by the words that choose them; none of a command without."""
+    if command not in CHOSEN:
+        return {}
+    return {f"--{CHOSEN[command][0]} {name}": kind for name, kind in _known(command).items()}
+
+
 def _components(command: str, argv: list[str]) -> tuple[type, ...]:
     """The classes whose flags join the command's: the chosen pretext task's or decoder's."""
     if command not in CHOSEN:
@@ -146,14 +180,7 @@ def _components(command: str, argv: list[str]) -> tuple[type, ...]:
     if chosen is None and config is not None:
         chosen = read_toml(config).get(what)
     name = chosen or default
-    if what == "pretext":
-        from fewmask.pretext import PRETEXTS
-
-        known: dict[str, type] = {**PRETEXTS}
-    else:
-        from fewmask.decoders import DECODERS
-
-        known = {**DECODERS}
+    known = _known(command)
     if name not in known:
         words = {"pretext": "pretext task"}.get(what, what)
         raise UserError(
@@ -209,9 +236,11 @@ def run_pretrain(settings: Any) -> int:
     result = api.pretrain(**vars(settings))
     print(
         f"{result.pretext} on {result.images} images: {result.steps} steps in "
-        f"{result.seconds:.0f} s, loss {result.loss:.4g}; the encoder moved {result.moved:.3g} "
-        "from its start"
+        f"{result.seconds:.0f} s, loss {result.loss:.4g}{', ' if result.signals else ''}"
+        f"{result.signals}; the encoder moved {result.moved:.3g} from its start"
     )
+    for warning in result.warnings:
+        print(f"warning: {warning}")
     if result.probe_iou_start is not None or result.probe_iou is not None:
         print(f"dense probe: IoU {number(result.probe_iou)}, {number(result.probe_iou_start)} "
               "at the start")  # fmt: skip
@@ -224,8 +253,6 @@ def run_finetune(settings: Any) -> int:
     from fewmask import api
 
     result = api.finetune(**vars(settings))
-    if result.transfer:
-        print(f"started from {result.transfer.sentence()}")
     print(
         f"{result.n_train} training and {result.n_val} validation pairs, {result.steps} steps in "
         f"{result.seconds:.0f} s: validation IoU {number(result.val_iou)}"

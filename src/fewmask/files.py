@@ -8,6 +8,8 @@ import io
 import json
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,10 +63,50 @@ def refused(path: Path | str, problem: OSError) -> UserError:
         return UserError(
             f"{path}: {problem.strerror}. Give the permission there, or choose another place"
         )
+    if problem.errno == errno.ENOTDIR:
+        return UserError(f"{path}: a file stands in the way of the folder. Choose another --out")
     return UserError(
         f"{path}: cannot be written ({problem.strerror or problem}). "
         "Make room or give the permission there, or choose another --out"
     )
+
+
+def faults_of(work: Callable[[], object], where: Path | str) -> tuple[str, ...]:
+    """Do the work; the user's mistakes in it as texts, which cross processes well. () if none.
+
+    `where` is named where the system refuses to write and does not say which file.
+    """
+    try:
+        work()
+    except UserError as mistake:
+        return mistake.faults
+    except OSError as problem:
+        if problem.errno not in REFUSALS:
+            raise
+        return refused(problem.filename or where, problem).faults
+    return ()
+
+
+VISIBLE_SECONDS = 90.0
+"""Network file systems may show a new file this late to other machines."""
+
+
+def appears(path: Path) -> None:
+    """Wait until a file that another machine has written is seen here.
+
+    Raises UserError where it is not.
+    """
+    end = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{path.absolute()}: was written by another machine and is not seen on "
+                f"{socket.gethostname()}. Choose an --out that all machines see, under the same "
+                "path"
+            )
+        time.sleep(0.2)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # has a network file system look again
 
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}

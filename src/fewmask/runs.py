@@ -6,8 +6,9 @@ import fcntl
 import json
 import os
 import platform
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import blake2b
@@ -45,11 +46,15 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
                 raise UserError(
-                    f"{out}: another run's folder (its {name} is {before.get(name)}, "
-                    f"this one's {config.get(name)}). Choose another --out"
+                    f"{out}: another run's folder (its {name} is {_or_none(before, name)}, "
+                    f"this one's {_or_none(config, name)}). Choose another --out"
                 )
     elif out.exists() and (not out.is_dir() or any(p.suffix != ".tmp" for p in out.iterdir())):
         raise UserError(f"{out}: exists and is no run folder. Choose another --out")
+
+
+def _or_none(config: Mapping[str, Any], name: str) -> Any:
+    return config.get(name, "not given")
 
 
 def claim(out: Path, config: dict[str, Any]) -> None:
@@ -60,31 +65,37 @@ def claim(out: Path, config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
+def held(out: Path, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder while working in it; it must be there.
 
     The lock is on the folder itself and goes with its process, so that a killed one leaves nothing
-    behind. Raises UserError, naming the process, where another one holds it. Of several processes
-    of one run (torchrun) the first holds it for all; where folders can't be locked (some network
-    file systems) nothing is.
+    behind. Raises UserError, naming the process, where another one still holds it after `wait`
+    seconds; where folders can't be locked (some network file systems) nothing is.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
-        yield
-        return
     folder = os.open(out, os.O_RDONLY)
     try:
+        _lock(folder, out, time.monotonic() + wait)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, out: Path, end: float) -> None:
+    """Lock an open folder, trying until the monotonic time `end`."""
+    while True:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.5)
+                continue
             raise UserError(
                 f"{out}: {_holder(folder)} is working in it. Wait until it is done, or choose "
                 "another --out"
             ) from None
         except OSError:
             pass
-        yield
-    finally:
-        os.close(folder)
+        return
 
 
 def _holder(folder: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fewmask
-from fewmask.studies import run
+from fewmask.studies import executing
 from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study
 from fewmask.types import UserError
@@ -53,7 +53,7 @@ def study(
                  "iou": iou, "seconds": 1.0}  # fmt: skip
         (folder / "result.json").write_text(json.dumps(facts))
 
-    monkeypatch.setattr(run, "_run_cell", scored)
+    monkeypatch.setattr(executing, "run_cell", scored)
 
     def call(**flags: object) -> list[Cell]:
         ran.clear()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fewmask.settings.base import Machine, Settings
 from fewmask.types import Border, Precision, Recipe, Resize
+
+ExecutorName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,12 @@ class StudySettings(Machine):
     """In place of the plan's seed."""
     precision: Precision = "auto"
     """32, bf16 (mixed), or auto: bf16 where the device computes it natively."""
+    executor: ExecutorName = "local"
+    """Where the cells are computed: local, one after the other, or ray: on the Ray cluster of
+    RAY_ADDRESS, or one that runs on this machine, or this machine's own cores."""
+    cpus_per_cell: int | None = None
+    """With --executor ray: the cores that a cell takes, and the threads that it computes with
+    (default: as many as it would use here)."""
 
     def contradictions(self) -> list[str]:
         """As always, and a limit of something that isn't asked for."""
@@ -80,6 +89,10 @@ class StudySettings(Machine):
         if self.most_repeats is not None and not self.until_decided:
             faults.append(
                 f"--most-repeats {self.most_repeats} goes with --until-decided. Pass both"
+            )
+        if self.cpus_per_cell is not None and self.executor != "ray":
+            faults.append(
+                f"--cpus-per-cell {self.cpus_per_cell} goes with --executor ray. Pass both"
             )
         return faults
 

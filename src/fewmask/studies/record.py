@@ -57,6 +57,8 @@ class Study:
     """As study.json's "data": the classes, and how near other pictures are to the test set."""
     looks: dict[str, Any] | None = None
     """As study.json's "until_decided": between which numbers of repeats verdicts were looked at."""
+    device: str | None = None
+    """Where the cells are computed, if not on the `fabric`'s device."""
 
     @property
     def n(self) -> int:
@@ -217,7 +219,7 @@ def _facts(
         "warnings": list(study.prepared.checked.warnings),
         "command": command,
         "versions": versions(),
-        "device": str(study.fabric.device),
+        "device": study.device or str(study.fabric.device),
         "precision": study.fabric._precision.precision,
         "definitions": DEFINITIONS,
         "panels": {"images": [pair.name for pair in panels]},

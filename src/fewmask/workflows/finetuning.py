@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +15,32 @@ import torch
 
 from fewmask import decoders
 from fewmask.augment import PairAugment
-from fewmask.checkpoint import load_decoder, load_start, moved, save_weights, start_key
+from fewmask.checkpoint import (
+    encoder_of,
+    load_decoder,
+    load_start,
+    moved,
+    save_weights,
+    start_key,
+    warnings_of,
+)
 from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache, cached_pairs
 from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.loader import Stream
 from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
-from fewmask.devices import make_fabric
 from fewmask.files import write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
+from fewmask.ranks import told_by_the_first
 from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
 from fewmask.segmentation import Geometry, SegmentationTask, Segmenter, describe
 from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer, UserError
 from fewmask.workflows.classes import class_weights, unseen
-from fewmask.workflows.launching import launch, say, say_batch
+from fewmask.workflows.launching import launch, say, say_batch, say_finished
 from fewmask.workflows.validation import Validation
 
 if TYPE_CHECKING:
@@ -77,17 +87,24 @@ def prepare(
 
 def finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune on all pairs given; finish a half-finished run; return a finished one's result."""
-    settings = replace(settings.resolved(), decoder=decoders.component(settings.decoder))
-    make_fabric(settings.device, settings.devices, settings.precision)
+    with told_by_the_first():
+        settings = replace(
+            settings.resolved(),
+            decoder=decoders.component(settings.decoder),
+            encoder=encoder_of(settings.encoder, settings.init),
+        )
+    return launch(
+        settings, partial(_begun, settings), partial(_prepare, settings), _finetune, FinetuneResult
+    )
+
+
+@contextmanager
+def _begun(settings: FinetuneSettings) -> Iterator[FinetuneResult | None]:
+    """The run's folder, when all is checked, held; the result of a run that is finished."""
     decoders.try_out(settings.decoder, settings.encoder)
     out = Path(settings.out)
     refuse_others(out, config_of(settings))
-    prepared = prepare(
-        settings.pairs,
-        mask_options(settings),
-        Geometry(settings.size, settings.resize),
-        settings,
-    )
+    prepared = _prepare(settings)
     for warning in prepared.checked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     budget = own_budget(settings, prepared)
@@ -95,11 +112,17 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     start_model(settings, prepared.checked.labels)
     key = _key(settings, prepared)
     if done := read_result(out, FinetuneResult, key, "model.safetensors"):
-        return done
+        say_finished(out)
+        yield done
+        return
     claim(out, config_of(settings))
     with held(out):
-        meanwhile = read_result(out, FinetuneResult, key, "model.safetensors")
-        return meanwhile or launch(settings, _finetune, FinetuneResult)
+        yield read_result(out, FinetuneResult, key, "model.safetensors")
+
+
+def _prepare(settings: FinetuneSettings) -> Prepared:
+    geometry = Geometry(settings.size, settings.resize)
+    return prepare(settings.pairs, mask_options(settings), geometry, settings)
 
 
 def _key(settings: FinetuneSettings, prepared: Prepared) -> str:
@@ -120,9 +143,7 @@ def own_budget(settings: FinetuneSettings, prepared: Prepared) -> Budget:
 
 
 def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
-    prepared = prepare(
-        settings.pairs, mask_options(settings), Geometry(settings.size, settings.resize), settings
-    )
+    prepared = _prepare(settings)
     key = _key(settings, prepared)
     budget = own_budget(settings, prepared)
     segmenter, result, fitted = train(fabric, settings, prepared, budget, key)
@@ -181,6 +202,8 @@ def train(
     lines: list[str] = []
     segmenter, transfer = start_model(settings, prepared.checked.labels, lines.append)
     say(fabric, f"loaded {transfer.sentence()}" if transfer else "the encoder starts from scratch")
+    for warning in warnings_of(settings.init):
+        say(fabric, f"warning: {settings.init}: {warning}")
     for line in lines:
         say(fabric, line)
     start = {k: v.clone() for k, v in segmenter.encoder.state_dict().items()}
@@ -212,6 +235,7 @@ def train(
             _optimisation(settings),
             settings.keep or "last",
             heard,
+            say=partial(say, fabric),
             compile=settings.compile,
             compiles=("segmenter.network",),
         )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
-from fewmask.files import REFUSALS, refused
-from fewmask.runs import read_result
+from fewmask.files import appears, faults_of, write_text_atomic
+from fewmask.ranks import Ranks, launched
+from fewmask.runs import config_of, key_of, read_result
 from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.types import UserError
 
@@ -28,11 +32,17 @@ def say(fabric: Fabric, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_finished(out: Path) -> None:
+    """That a run was finished before, so that its result is not taken for a new one's."""
+    print(f"{out}: was finished before; nothing is trained anew", file=sys.stderr, flush=True)
+
+
 def say_batch(fabric: Fabric, stream: Stream, what: str) -> None:
     """Where batches are not of the size that was asked for: their size, and why."""
     n, asked = len(stream.rows), stream.batch_size
     if n < asked:
-        why = f"is more than the {n} {what} there are"
+        there = f"{n} {what} there are" if n > 1 else f"one {what.removesuffix('s')} there is"
+        why = f"is more than the {there}"
     else:
         why = f"cannot be shared by {stream.world} devices evenly"
     if stream.size != asked:
@@ -40,12 +50,44 @@ def say_batch(fabric: Fabric, stream: Stream, what: str) -> None:
 
 
 def launch(
-    settings: Trainable, work: Callable[[Fabric, Trainable], Result], kind: type[Result]
+    settings: Trainable,
+    begun: Callable[[], AbstractContextManager[Result | None]],
+    opened: Callable[[], object],
+    work: Callable[[Fabric, Trainable], Result],
+    kind: type[Result],
 ) -> Result:
-    """Run `work` in `settings.devices` processes; the result and the mistakes are the first's."""
+    """Run `work` in one process or several; the result and the mistakes are the first's.
+
+    `begun` checks everything, makes the run's folder and holds it, and gives the result of a run
+    that is finished already; only the first process does that. `opened` reads the data that the
+    first has found to be whole: the others do, before the first step.
+    """
+    started = launched()
+    if started is not None:
+        ranks = Ranks(started)
+        with ranks.work():
+            fabric = make_fabric(settings.device, settings.devices, settings.precision, started)
+            if not ranks.first:
+                return fabric.launch(partial(_follow, ranks, settings, opened, work, kind))
+            return fabric.launch(partial(_lead, ranks, settings, begun, work))
     fabric = make_fabric(settings.device, settings.devices, settings.precision)
-    if settings.devices == 1:
-        return work(fabric, settings)
+    with begun() as done:
+        if done is not None:
+            return done
+        if settings.devices == 1:
+            return work(fabric, settings)
+        return _spawned(fabric, settings, work, kind)
+
+
+# --- processes that are started here --------------------------------------------------------------
+
+
+def _spawned(
+    fabric: Fabric,
+    settings: Trainable,
+    work: Callable[[Fabric, Trainable], Result],
+    kind: type[Result],
+) -> Result:
     faults = fabric.launch(partial(_guarded, work=work, settings=settings))
     if faults:
         raise UserError(*faults)
@@ -57,15 +99,69 @@ def launch(
 
 def _guarded(
     fabric: Fabric, work: Callable[[Fabric, Trainable], Any], settings: Trainable
-) -> list[str]:
+) -> tuple[str, ...]:
     # Results and mistakes cross the processes as a file and as text: objects would be unpickled,
     # and an exception would reach the user as a traceback in a string.
-    try:
+    return faults_of(lambda: work(fabric, settings), settings.out)
+
+
+# --- processes that torchrun or srun has started --------------------------------------------------
+
+
+def _lead(
+    ranks: Ranks,
+    settings: Trainable,
+    begun: Callable[[], AbstractContextManager[Result | None]],
+    work: Callable[[Fabric, Trainable], Result],
+    fabric: Fabric,
+) -> Result:
+    """The first process: the others wait while it checks, and read what it has written."""
+    out = Path(settings.out)
+    with begun() as done:
+        token = out / f".seen.{secrets.token_hex(8)}.tmp"
+        write_text_atomic(token, "")
+        try:
+            ranks.tell("run", [_said(settings), token.name, done is not None])
+            ranks.meet()  # the others have waited for the checks
+            ranks.meet()  # they see the folder, and have opened the data
+        finally:
+            token.unlink(missing_ok=True)
+        result = done if done is not None else work(fabric, settings)
+        ranks.meet()
+        return result
+
+
+def _follow(
+    ranks: Ranks,
+    settings: Trainable,
+    opened: Callable[[], object],
+    work: Callable[[Fabric, Trainable], Result],
+    kind: type[Result],
+    fabric: Fabric,
+) -> Result:
+    """Any other process."""
+    out = Path(settings.out)
+    ranks.meet()
+    said, token, done = ranks.hear("run")
+    if said != _said(settings):
+        raise UserError(
+            f"{socket.gethostname()}: process {ranks.rank} was started with other settings or "
+            "another --out than process 0. Give all of them the same command"
+        )
+    appears(out / token)
+    if not done:
+        opened()
+    ranks.meet()
+    if not done:
         work(fabric, settings)
-    except UserError as mistake:
-        return list(mistake.faults)
-    except OSError as problem:
-        if problem.errno not in REFUSALS:
-            raise
-        return list(refused(problem.filename or settings.out, problem).faults)
-    return []
+    ranks.meet()
+    appears(out / "result.json")
+    result = read_result(out, kind)
+    if result is None:
+        raise RuntimeError(f"{out}: the first process left no result.json")
+    return result
+
+
+def _said(settings: Trainable) -> str:
+    """A name for what a process was asked to do."""
+    return key_of(config_of(settings), settings.out)

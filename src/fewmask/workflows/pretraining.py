@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,23 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import load_start, moved, save_weights, start_key
-from fewmask.curves import draw_curves
+from fewmask.checkpoint import encoder_of, load_start, moved, save_weights, start_key
+from fewmask.curves import draw_curves, in_words
 from fewmask.data.loader import Stream
 from fewmask.data.pools import opened_pool, pool_labels
 from fewmask.data.reading import Reading
 from fewmask.data.sources import ImageSet, open_images
 from fewmask.data.store import ImageStore, OnDemand
-from fewmask.devices import make_fabric
 from fewmask.flags import near
 from fewmask.optimisation import Optimisation
 from fewmask.pretext import PRETEXTS, Pool, Pretext, PretextModule
 from fewmask.progress import progress
+from fewmask.ranks import told_by_the_first
 from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
 from fewmask.settings import PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
-from fewmask.workflows.launching import launch, say, say_batch
+from fewmask.workflows.launching import launch, say, say_batch, say_finished
 from fewmask.workflows.watching import TIMES, Watch, probe_pairs
 
 if TYPE_CHECKING:
@@ -42,8 +45,26 @@ def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
     Images of the names `leave_out` are not trained on; a study names those of its test set. Raises
     UserError for what a user can have wrong, and for a folder that another process works in.
     """
-    settings = replace(settings, pretext=component(settings.pretext))
-    make_fabric(settings.device, settings.devices, settings.precision)
+    with told_by_the_first():
+        settings = replace(
+            settings,
+            pretext=component(settings.pretext),
+            encoder=encoder_of(settings.encoder, settings.init),
+        )
+    return launch(
+        settings,
+        partial(_begun, settings, leave_out),
+        partial(open_pool, settings),
+        partial(_pretrain, leave_out=leave_out),
+        PretrainResult,
+    )
+
+
+@contextmanager
+def _begun(
+    settings: PretrainSettings, leave_out: frozenset[str]
+) -> Iterator[PretrainResult | None]:
+    """The run's folder, when all is checked, held; the result of a run that is finished."""
     encoders.smp_name(settings.encoder)
     out = Path(settings.out)
     config = config_of(settings)
@@ -52,13 +73,12 @@ def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()
     key = _key(settings, images, leave_out)
     done = read_result(out, PretrainResult, key, "encoder.safetensors")
     if done:
-        return done
+        say_finished(out)
+        yield done
+        return
     claim(out, config)
     with held(out):
-        meanwhile = read_result(out, PretrainResult, key, "encoder.safetensors")
-        return meanwhile or launch(
-            settings, partial(_pretrain, leave_out=leave_out), PretrainResult
-        )
+        yield read_result(out, PretrainResult, key, "encoder.safetensors")
 
 
 def try_pretraining(
@@ -83,7 +103,8 @@ def _task(
     encoder: nn.Module,
 ) -> PretextModule:
     """The pretext task on an encoder. Raises UserError where they don't go together."""
-    names = images.label_names if images.labels else ()
+    # A single class folder gives no labels, but its name says why.
+    names = images.label_names if images.labels or len(images.label_names) == 1 else ()
     pool = Pool(n, batch_size, steps, names)
     task: PretextModule = component(settings.pretext).task(encoder, settings.size, pool)
     return task
@@ -125,6 +146,12 @@ def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[Im
             cache_gb=settings.cache_gb,
             progress=report,
             workers=settings.workers,
+        )
+    if store.side * 2 < settings.size:
+        print(
+            f"warning: {settings.images}: half of the pictures are {store.side} px or less on their "
+            f"short side; --size {settings.size} only enlarges them",
+            file=sys.stderr,
         )
     if len(store.names) < 2:
         raise UserError(
@@ -168,7 +195,17 @@ def _pretrain(
         optimisation = _optimisation(settings, task, stream.size)
         reading = Reading(settings.workers, settings.memory_gb)
         run = Run(
-            out, key, steps, optimisation, "last", report, reading, settings.compile, ("encoder",)
+            out,
+            key,
+            steps,
+            optimisation,
+            "last",
+            report,
+            reading,
+            say=partial(say, fabric),
+            words=in_words,
+            compile=settings.compile,
+            compiles=("encoder",),
         )
         pairs = probe_pairs(settings)
         watch = Watch(fabric, task, store, rows, settings.size, settings.seed, out, pairs)
@@ -178,6 +215,10 @@ def _pretrain(
     if isinstance(store, OnDemand):
         _say_skipped(fabric, store, "met, the next one in the place of each")
     last = fitted.rows[-1] if fitted.rows else {}
+    change = moved(start, encoder)
+    wrong = [watch.warned] if watch.warned else []
+    if change == 0:
+        wrong.append("the encoder has not moved from its start: nothing was learnt")
     result = PretrainResult(
         out=out,
         encoder=settings.encoder,
@@ -186,10 +227,12 @@ def _pretrain(
         seconds=fitted.seconds,
         images=len(rows),
         loss=fitted.loss,
-        moved=moved(start, encoder),
+        moved=change,
         transfer=transfer,
         probe_iou=last.get("probe_iou"),
         probe_iou_start=watch.start.get("probe_iou"),
+        signals=in_words(last),
+        warnings=tuple(wrong),
     )
     if fabric.is_global_zero:
         _save_weights(result, key, encoder, task)
