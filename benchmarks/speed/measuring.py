@@ -160,16 +160,16 @@ def fewmask_command(*arguments: object) -> list[str]:
 def child(*flags: object, **environment: str) -> dict[str, Any]:
     """Run this script again with more flags, in a process of its own: what it `reports`."""
     ran = timed([sys.executable, *sys.argv, *map(str, flags)], **environment)
-    before, mark, said = ran.out.rpartition(MARK)
+    _, mark, said = ran.out.rpartition(MARK)
     if not mark:
-        raise SystemExit(f"{' '.join(map(str, flags))}: {before[-2000:]}{ran.err[-4000:]}")
+        raise SystemExit(f"{' '.join(map(str, flags))}: {ran.out[-2000:]}{ran.err[-4000:]}")
     found: dict[str, Any] = json.JSONDecoder().raw_decode(said)[0]
     return found
 
 
 def report(found: Mapping[str, Any]) -> None:
-    """Tell the parent what was measured."""
-    print(MARK + json.dumps(found), flush=True)
+    """Tell the parent what was measured, wherever the program under way sends its words."""
+    print(MARK + json.dumps(found), file=sys.__stdout__, flush=True)
 
 
 def leave() -> None:

@@ -17,18 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
-from scipy import stats
 
 import fewmask
 from fewmask.data.sources import data_root
@@ -39,6 +34,7 @@ WAYS = {
     "openvino": ["--engine", "openvino"],
     "openvino int8": ["--int8"],
 }
+NEEDS = {"openvino": ("openvino",), "openvino int8": ("openvino", "nncf")}
 
 
 def main() -> None:
@@ -56,17 +52,17 @@ def main() -> None:
     arguments.run = arguments.run or own_run(arguments.out / "work" / "run")
     arguments.images = arguments.images or str(data_root() / "oxford-iiit-pet" / "images")
     path = arguments.out / "prediction.json"
-    record = json.loads(path.read_text()) if path.exists() else {"rounds": []}
-    said = setting(arguments)
-    if any(record.get(key, value) != value for key, value in said.items()):
-        raise SystemExit(f"{path}: holds rounds of another setting. Choose another --out")
+    said = setting(arguments) | measuring.machine()
+    packages = ("segmentation-models-pytorch", "openvino", "nncf", "pillow")
+    record = measuring.opened(path, said, *packages)
+    ways = measuring.there([PEER, *WAYS], NEEDS)
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEWMASK_CACHE"] = f"{work}/cache"  # what is made ready is made here
-        ready = made_ready(arguments, Path(work))
-        record = {"ready": ready, **record, **said}
+        ready = made_ready(arguments, ways, Path(work))
+        record.setdefault("ready", ready)
         for _ in range(arguments.rounds):
-            record["rounds"].append(one_round(arguments, Path(work)))
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            record["rounds"].append(one_round(arguments, ways, Path(work)))
+            measuring.save(path, record)
             write_table(record, arguments.out / "table.md")
 
 
@@ -87,7 +83,6 @@ def own_run(out: Path) -> str:
 def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     """What all rounds of a record have in common."""
     from fewmask.inference import load_run
-    from fewmask.runs import versions
 
     model = load_run(arguments.run)
     images = [p for p in Path(arguments.images).rglob("*") if p.is_file()]
@@ -95,8 +90,6 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
         "encoder": model.segmenter.encoder_name,
         "size": model.geometry.size,
         "images": len(images),
-        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
-        "versions": versions() | {name: version(name) for name in ("openvino", "nncf", "pillow")},
     }
 
 
@@ -108,36 +101,25 @@ def command(arguments: argparse.Namespace, way: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "fewmask", "predict", arguments.run, arguments.images, *flags]
 
 
-def timed(line: list[str]) -> tuple[float, float, str]:
-    """(CPU seconds of the process, wall seconds, what it said)."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    ran = subprocess.run(line, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if ran.returncode:
-        raise SystemExit(f"{' '.join(line)}: {ran.stderr}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, time.perf_counter() - began, ran.stderr
-
-
-def made_ready(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+def made_ready(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[str, Any]:
     """The first run of each way, whose engine may have to be made; what int8 says it loses."""
     found = {}
-    for number, way in enumerate(WAYS):
-        cpu, wall, said = timed(command(arguments, way, work / f"ready{number}"))
-        loss = [line for line in said.splitlines() if "int8 gives" in line]
-        found[way] = {"cpu": cpu, "wall": wall, "said": loss[0] if loss else ""}
+    for number, way in enumerate(way for way in ways if way != PEER):
+        ran = measuring.timed(command(arguments, way, work / f"ready{number}"))
+        loss = [line for line in ran.err.splitlines() if "int8 gives" in line]
+        found[way] = {"cpu": ran.cpu, "wall": ran.wall, "said": loss[0] if loss else ""}
     return found
 
 
-def one_round(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    order = random.sample([PEER, *WAYS], 1 + len(WAYS))
+def one_round(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[str, Any]:
+    order = measuring.shuffled(ways)
     found: dict[str, Any] = {}
     masks: dict[str, Path] = {}
     for way in order:
         masks[way] = Path(tempfile.mkdtemp(dir=work)) / "out"
-        cpu, wall, _ = timed(command(arguments, way, masks[way]))
-        found[way] = {"cpu": cpu, "wall": wall}
-        print(f"{way}: {cpu:.1f} s of CPU, {wall:.1f} s", flush=True)
+        ran = measuring.timed(command(arguments, way, masks[way]))
+        found[way] = {"cpu": ran.cpu, "wall": ran.wall}
+        print(f"{way}: {ran.cpu:.1f} s of CPU, {ran.wall:.1f} s", flush=True)
     for way in order:
         found[way]["agreement"] = agreement(masks[way] / "masks", masks["torch"] / "masks")
     return found
@@ -191,11 +173,11 @@ def write_table(record: dict[str, Any], path: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     rounds = record["rounds"]
-    for way in (PEER, *WAYS):
-        speed = record["images"] / np.mean([r[way]["cpu"] for r in rounds])
+    for way in (way for way in (PEER, *WAYS) if way in rounds[0]):
+        speed = record["setting"]["images"] / np.mean([r[way]["cpu"] for r in rounds])
         agreed = np.mean([r[way]["agreement"] for r in rounds])
         usual = np.mean([r[way]["wall"] for r in rounds])
-        ready = max(0.0, record["ready"][way]["wall"] - usual) if way in WAYS else 0.0
+        ready = max(0.0, record["ready"][way]["wall"] - usual) if way in record["ready"] else 0.0
         lines.append(
             f"| {way} | {speed:.1f} | {ratio(rounds, way, 'cpu')} | {ratio(rounds, way, 'wall')} "
             f"| {100 * agreed:.2f} % | {f'{ready:.0f} s' if ready > 1 else '-'} |"
@@ -204,12 +186,8 @@ def write_table(record: dict[str, Any], path: Path) -> None:
 
 
 def ratio(rounds: list[dict[str, Any]], way: str, what: str) -> str:
-    logs = np.log([r[PEER][what] / r[way][what] for r in rounds])
-    if way == PEER or len(logs) < 2:
-        return f"{np.exp(logs.mean()):.2f}"
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
-    low, high = np.exp(logs.mean() - half), np.exp(logs.mean() + half)
-    return f"{np.exp(logs.mean()):.2f} ({low:.2f} to {high:.2f})"
+    found = measuring.ratio([r[PEER][what] for r in rounds], [r[way][what] for r in rounds])
+    return "1.00" if way == PEER else found.words()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/speed/simclr.py [--images DIR] [--encoder resnet18] [--size 96] [--rounds 30]
 
 - *fewmask*: `fewmask.pretrain`, its pixel cache built before (a pool is decoded once);
-- *bare step*: fewmask's task on one batch that is on the device already, nothing else: the limit;
+- *bare step*: fewmask's task on one made-up batch on the device, nothing else: the limit;
 - *lightly loop*, *lightly Lightning*: lightly's two SimCLR examples (torchvision's ResNet, a head
   of 128, NT-Xent, SGD), on this folder and size, a worker a core;
 - *LightlyTrain*: `lightly_train.pretrain(method="simclr")`, its defaults but size and batch.
@@ -21,22 +21,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
-from scipy import stats
 
 from fewmask.data.sources import data_root
 
 OURS, LIMIT = "fewmask", "bare step"
-WAYS = (OURS, LIMIT, "lightly loop", "lightly Lightning", "LightlyTrain")
+LOOP, LIGHTNING, TRAIN = "lightly loop", "lightly Lightning", "LightlyTrain"
+WAYS = (OURS, LIMIT, LOOP, LIGHTNING, TRAIN)
+NEEDS = {
+    LOOP: ("lightly",),
+    LIGHTNING: ("lightly", "pytorch_lightning"),
+    TRAIN: ("lightly_train",),
+}
+PACKAGES = ("torchvision", "lightly", "lightly-train", "lightning")
 
 
 def main() -> None:
@@ -56,36 +58,16 @@ def main() -> None:
     if a.child:
         train(a)
         return
-    a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / f"{a.encoder}-{a.size}px-{a.device}.json"
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rounds": []}
-    record |= {
-        "encoder": a.encoder,
-        "size": a.size,
-        "batch": a.batch,
-        "steps": a.steps,
-        "device": a.device,
-        "cores": len(os.sched_getaffinity(0)),
-    }
+    said = {key: getattr(a, key) for key in ("encoder", "size", "batch", "warm", "steps", "device")}
+    record = measuring.opened(path, said | measuring.machine(a.device), *PACKAGES)
+    ways = measuring.there(a.ways, NEEDS)
     for _ in range(a.rounds):
-        found = {way: child(way) for way in random.sample(a.ways, len(a.ways))}
+        found = {way: measuring.child("--child", way) for way in measuring.shuffled(ways)}
         record["rounds"].append(found)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        measuring.save(path, record)
         write_table(a.out)
     print((a.out / "table.md").read_text())
-
-
-def child(way: str) -> dict[str, float]:
-    """One run of a way in a process of its own, with this process' flags."""
-    ran = subprocess.run(
-        [sys.executable, *sys.argv, "--child", way], capture_output=True, text=True, check=False
-    )
-    said = re.search(r'\{"images_per_second".*?\}', ran.stdout)  # a progress bar may share its line
-    if said is None:
-        raise SystemExit(f"{way}: {ran.stdout[-2000:]}{ran.stderr[-4000:]}")
-    print(way, said[0], flush=True)
-    found: dict[str, float] = json.loads(said[0])
-    return found
 
 
 # --- in the child ---------------------------------------------------------------------------------
@@ -93,45 +75,16 @@ def child(way: str) -> dict[str, float]:
 
 def train(a: argparse.Namespace) -> None:
     """Train until enough steps are timed, and leave."""
-    watch(a.warm, a.steps, a.batch)
+    measuring.time_steps(a.warm, a.steps, a.steps * a.batch)
     with tempfile.TemporaryDirectory() as work:
         {
             OURS: fewmask,
             LIMIT: bare,
-            "lightly loop": lightly_loop,
-            "lightly Lightning": lightly_lightning,
-            "LightlyTrain": lightly_train,
+            LOOP: lightly_loop,
+            LIGHTNING: lightly_lightning,
+            TRAIN: lightly_train,
         }[a.child](a, Path(work))
     raise SystemExit(f"{a.child} ended before {a.warm + a.steps} steps")
-
-
-def watch(warm: int, steps: int, batch: int) -> None:
-    """Take the time after every optimiser step; print the speed after the last, and leave."""
-    import psutil
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    taken: list[tuple[float, float]] = []
-
-    def after(*_: object) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        me = psutil.Process()
-        everyone = [me, *me.children(recursive=True)]
-        cpu = sum(sum(one.cpu_times()[:2]) for one in everyone)
-        taken.append((time.perf_counter(), cpu))
-        if len(taken) == warm + steps:
-            (began, before), (ended, now) = taken[warm - 1], taken[-1]
-            found = {
-                "images_per_second": steps * batch / (ended - began),
-                "images_per_cpu_second": steps * batch / (now - before),
-            }
-            print(json.dumps(found), flush=True)
-            for one in everyone[1:]:
-                one.kill()
-            os._exit(0)
-
-    register_optimizer_step_post_hook(after)
 
 
 def fewmask(a: argparse.Namespace, work: Path) -> None:
@@ -150,29 +103,12 @@ def fewmask(a: argparse.Namespace, work: Path) -> None:
 
 def bare(a: argparse.Namespace, _work: Path) -> None:
     """The step alone: the same task, precision and optimiser on one batch over and over."""
-    import torch
+    from training_step import Way, step_of
 
-    from fewmask import encoders
-    from fewmask.data.loader import Stream
-    from fewmask.data.pools import cached_pool
-    from fewmask.data.sources import open_images
-    from fewmask.devices import make_fabric
-    from fewmask.optimisation import Optimisation
-    from fewmask.pretext import PRETEXTS, Pool
-
-    fabric = make_fabric(a.device, 1, "auto")
-    cache = cached_pool(open_images(a.images), a.size, "square")
-    rows = list(range(len(cache.names)))
-    task = PRETEXTS["simclr"]().task(encoders.build(a.encoder), a.size, Pool(len(rows), a.batch, 9))
-    task.to(memory_format=torch.channels_last)
-    optimizer = Optimisation("adamw", 1e-3, 1e-4, "cosine", 0.1).build(task.groups())
-    ready, optimizer = fabric.setup(task, optimizer)
-    batch = Stream(cache, rows, a.batch, 0, drop_last=True).at(0).to(fabric.device)
-    ready.train()
+    way = Way("SimCLR", "auto", "channels-last", compiled=False)
+    step = step_of(way, a.encoder, a.size, a.batch, a.device)
     for _ in range(a.warm + a.steps):
-        fabric.backward(sum(ready(batch).values()))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step()
 
 
 def loader(a: argparse.Namespace) -> Any:
@@ -202,11 +138,15 @@ def lightly_model(a: argparse.Namespace) -> Any:
 
 
 def lightly_loop(a: argparse.Namespace, _: Path) -> None:
-    import torch
     from lightly.loss import NTXentLoss
 
-    model = lightly_model(a).to(a.device)
-    criterion = NTXentLoss()
+    lightly_training(a, lightly_model(a).to(a.device), NTXentLoss())
+
+
+def lightly_training(a: argparse.Namespace, model: Any, criterion: Any) -> None:
+    """The loop of lightly's example, without an end."""
+    import torch
+
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
     pictures = loader(a)
     while True:
@@ -263,36 +203,22 @@ def lightly_train(a: argparse.Namespace, work: Path) -> None:
 
 
 def write_table(out: Path) -> None:
-    lines = [
-        "| encoder | px | batch | device | way | images/s | fewmask is faster by (95 %) | rounds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for path in sorted(out.glob("*.json")):
         record = json.loads(path.read_text())
-        rounds = record["rounds"]
+        setting = record["setting"]
+        model = [setting["encoder"], setting["size"], setting["batch"]]
+        where = setting["gpu"] or f"{setting['processor']}, {setting['threads']} threads"
         for way in WAYS:
-            own = [r for r in rounds if way in r]
+            own = [r for r in record["rounds"] if way in r and OURS in r]
             if own:
-                speed = np.median([r[way]["images_per_second"] for r in own])
-                lines.append(
-                    f"| {record['encoder']} | {record['size']} | {record['batch']} "
-                    f"| {record['device']}, {record['cores']} cores | {way} | {speed:.1f} "
-                    f"| {ratio(own, way)} | {len(own)} |"
-                )
-    (out / "table.md").write_text("\n".join(lines) + "\n")
-
-
-def ratio(rounds: list[dict[str, Any]], way: str) -> str:
-    rounds = [r for r in rounds if OURS in r]
-    if way == OURS or not rounds:
-        return "-"
-    speeds = [[r[name]["images_per_second"] for r in rounds] for name in (OURS, way)]
-    logs = np.log(speeds[0]) - np.log(speeds[1])
-    if len(logs) < 2:
-        return f"{np.exp(logs.mean()):.2f} x"
-    half = float(stats.t.ppf(0.975, len(logs) - 1)) * logs.std(ddof=1) / len(logs) ** 0.5
-    low, mid, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0, half))
-    return f"{mid:.2f} x ({low:.2f} to {high:.2f})"
+                speeds = [[r[name]["images_per_second"] for r in own] for name in (OURS, way)]
+                said = "-" if way == OURS else f"{measuring.ratio(*speeds).words()} x"
+                speed = f"{np.median(speeds[1]):.1f}"
+                rows.append([*model, where, way, speed, said, len(own)])
+    head = ["encoder", "px", "batch", "machine", "way", "images/s", "fewmask is faster by (95 %)",
+            "rounds"]  # fmt: skip
+    (out / "table.md").write_text(measuring.table(head, rows))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,16 @@ Writes views.json and table.md; more rounds are added to those that are there.
 from __future__ import annotations
 
 import argparse
-import json
-import random
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import stats
 
 from fewmask.augment import MEAN, STD, Views, normalise, random_views
 from fewmask.data.pools import cached_pool
@@ -37,7 +34,10 @@ from fewmask.data.sources import open_images
 N = 128
 SIZES = (32, 96, 224)
 OURS = "fewmask"
+JITTER = (0.8, 0.8, 0.8, 0.2)
+"""Of brightness, contrast, saturation and hue, at strength 1."""
 Way = Callable[[], object]
+Images = NDArray[np.uint8]
 
 
 def main() -> None:
@@ -47,20 +47,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "views.json"
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rounds": {}}
-    names = ("torch", "torchvision", "lightly", "kornia")
-    record["versions"] = {name: version(name) for name in names}
+    setting = {"images": N, **measuring.machine(), "threads": 1}
+    record = measuring.opened(path, setting, "torchvision", "lightly", "kornia")
+    names = measuring.there(list(WAYS), {"kornia": ("kornia",), "lightly": ("lightly",)})
     for size in SIZES:
         pool = cached_pool(open_images(arguments.images), size, "square")
-        ways = ways_of(np.ascontiguousarray(pool.images[:N]), size)
+        images = np.ascontiguousarray(pool.images[:N])
+        ways = {name: WAYS[name](images, size) for name in names}
         for way in ways.values():
             way()
-        rounds = record["rounds"].setdefault(str(size), [])
         for _ in range(arguments.rounds):
-            rounds.append({name: seconds(ways[name]) for name in random.sample([*ways], len(ways))})
-        path.write_text(json.dumps(record, indent=1) + "\n")
+            found = {name: seconds(ways[name]) for name in measuring.shuffled(names)}
+            record["rounds"].append({"size": size, **found})
+        measuring.save(path, record)
         write_table(record, arguments.out / "table.md")
         print((arguments.out / "table.md").read_text(), flush=True)
 
@@ -71,75 +71,107 @@ def seconds(way: Way) -> float:
     return time.process_time() - began
 
 
-def ways_of(images: NDArray[np.uint8], size: int) -> dict[str, Way]:
-    """Two views of all images uint8 [N,H,W,3], `size` pixels a side, by each library."""
-    import kornia.augmentation as kornia
-    from lightly.transforms import SimCLRTransform
-    from torchvision.transforms import v2
+# --- two views of all images uint8 [N,H,W,3], `size` pixels a side, by each library ---------------
 
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    pictures = [Image.fromarray(pixels) for pixels in images]
-    theirs = SimCLRTransform(input_size=size)
-    kernel = max(3, size // 10 // 2 * 2 + 1)
-    jitter = (0.8, 0.8, 0.8, 0.2)
-    alone = v2.Compose([
-        v2.RandomResizedCrop(size, (0.08, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(*jitter)], 0.8),
-        v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], 0.5),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN, STD),
-    ])  # fmt: skip
+
+def by_us(images: Images, size: int) -> Way:
+    batch, generator = tensor_of(images), torch.Generator().manual_seed(0)
+    views = Views(crop_min=0.08)
+
+    def way() -> object:
+        with torch.inference_mode():
+            return [normalise(random_views(batch, size, views, generator)) for _ in range(2)]
+
+    return way
+
+
+def by_kornia(images: Images, size: int) -> Way:
+    import kornia.augmentation as kornia
+
+    batch, kernel = tensor_of(images), kernel_of(size)
     whole = torch.nn.Sequential(
         kornia.RandomResizedCrop((size, size), (0.08, 1.0)),
         kornia.RandomHorizontalFlip(),
-        kornia.ColorJitter(*jitter, p=0.8),
+        kornia.ColorJitter(*JITTER, p=0.8),
         kornia.RandomGrayscale(p=0.2),
         kornia.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5),
         kornia.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
     )
-    generator = torch.Generator().manual_seed(0)
-    views = Views(crop_min=0.08)
 
-    def by_kornia() -> object:
+    def way() -> object:
         with torch.inference_mode():
             unit = batch.float() / 255
             return whole(unit), whole(unit)
 
-    def by_us() -> object:
-        with torch.inference_mode():
-            return [normalise(random_views(batch, size, views, generator)) for _ in range(2)]
+    return way
 
-    return {
-        OURS: by_us,
-        "kornia": by_kornia,
-        "torchvision v2": lambda: [torch.stack([alone(one) for one in batch]) for _ in range(2)],
-        "lightly": lambda: [theirs(picture) for picture in pictures],
-    }
+
+def by_torchvision(images: Images, size: int) -> Way:
+    batch, alone = tensor_of(images), torchvision_view(size, Views(crop_min=0.08))
+    return lambda: [torch.stack([alone(one) for one in batch]) for _ in range(2)]
+
+
+def torchvision_view(
+    size: int, views: Views, *, normalised: bool = True
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A view of one picture uint8 [3,H,W], with fewmask's numbers, by torchvision's v2."""
+    from torchvision.transforms import v2
+
+    jitter = [views.colour * share for share in JITTER]
+    found: Callable[[torch.Tensor], torch.Tensor] = v2.Compose([
+        v2.RandomResizedCrop(size, (views.crop_min, views.crop_max), views.ratio, antialias=True),
+        v2.RandomHorizontalFlip(views.flip),
+        v2.RandomApply([v2.ColorJitter(*jitter)], views.jitter),
+        v2.RandomGrayscale(views.grey),
+        v2.RandomApply([v2.GaussianBlur(kernel_of(size), views.sigma)], views.blur),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(MEAN, STD) if normalised else v2.Identity(),
+    ])  # fmt: skip
+    return found
+
+
+def by_lightly(images: Images, size: int) -> Way:
+    from lightly.transforms import SimCLRTransform
+
+    pictures, theirs = [Image.fromarray(pixels) for pixels in images], SimCLRTransform(size)
+    return lambda: [theirs(picture) for picture in pictures]
+
+
+def tensor_of(images: Images) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def kernel_of(size: int) -> int:
+    """About a tenth of the side, odd."""
+    return max(3, size // 10 // 2 * 2 + 1)
+
+
+WAYS: dict[str, Callable[[Images, int], Way]] = {
+    OURS: by_us,
+    "kornia": by_kornia,
+    "torchvision v2": by_torchvision,
+    "lightly": by_lightly,
+}
+
+
+# --- the table ------------------------------------------------------------------------------------
 
 
 def write_table(record: dict[str, Any], path: Path) -> None:
-    lines = [
-        "| px | library | views/s of one core | fewmask is faster by (95 %) | rounds |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for size, rounds in record["rounds"].items():
-        for name in sorted(rounds[0], key=lambda name: np.median([r[name] for r in rounds])):
-            speed = 2 * N / np.median([r[name] for r in rounds])
-            lines.append(
-                f"| {size} | {name} | {speed:,.0f} | {ratio(rounds, name)} | {len(rounds)} |"
-            )
-    path.write_text("\n".join(lines) + "\n")
-
-
-def ratio(rounds: list[dict[str, float]], name: str) -> str:
-    if name == OURS or len(rounds) < 2:
-        return "-"
-    logs = np.log([r[name] / r[OURS] for r in rounds])
-    half = float(stats.t.ppf(0.975, len(logs) - 1)) * logs.std(ddof=1) / len(logs) ** 0.5
-    low, mid, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0, half))
-    return f"{mid:.1f} x ({low:.1f} to {high:.1f})"
+    rows = []
+    for size in SIZES:
+        own = [r for r in record["rounds"] if r["size"] == size]
+        there = {name: [r for r in own if name in r] for name in WAYS}
+        usual = {
+            name: np.median([r[name] for r in found]) for name, found in there.items() if found
+        }
+        for name in sorted(usual, key=lambda name: usual[name]):
+            both = [r for r in there[name] if OURS in r]
+            found = measuring.ratio([r[name] for r in both], [r[OURS] for r in both])
+            said = "-" if name == OURS else f"{found.words('.1f')} x"
+            rows.append([size, name, f"{2 * N / usual[name]:,.0f}", said, len(both)])
+    head = ["px", "library", "views/s of one core", "fewmask is faster by (95 %)", "rounds"]
+    path.write_text(measuring.table(head, rows))
 
 
 if __name__ == "__main__":
