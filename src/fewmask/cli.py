@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not first:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     try:
-        with nullcontext() if first else open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        shown = nullcontext(sys.stdout) if first else open(os.devnull, "w")
+        with shown as out, redirect_stdout(out):
             sys.exit(dispatch(arguments))
     except AlreadyTold:
         sys.exit(2)
