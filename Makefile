@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.done
+BENCH := $(BIN)/python benchmarks/speed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first Python that is new enough; 3.11 is what constraints.txt was made with.
 ifndef PYTHON
@@ -29,10 +30,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# About half a day on two free cores; benchmarks/README.md says what each takes.
 bench: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
-	@for script in benchmarks/speed/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BENCH)/views.py
+	$(BENCH)/training_step.py
+	$(BENCH)/prediction.py
+	$(BENCH)/finetuning.py --rounds 5
+	$(BENCH)/finetuning.py --rounds 3 --encoder densenet121
+	$(BENCH)/simclr.py --rounds 10
+	$(BENCH)/startup.py --rounds 3 --at "$${TMPDIR:-/tmp}/fewmask-bench"
+	$(BENCH)/study_overhead.py --rounds 3
+	$(BENCH)/scaling.py --rounds 3
+	$(BENCH)/equivalence.py
+	$(BENCH)/time_to_quality.py
 
 setup:
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \

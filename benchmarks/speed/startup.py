@@ -6,8 +6,8 @@
 files, for 50 steps: once with nothing kept of the folder (*first start*), once more with what the
 first start has left behind (*second start*). Beside them lightly's loop and LightlyTrain on the
 same folder. Each measurement is a process of its own, from its start to the end of its first
-step, less a usual step; the peak of its memory is that of start and 50 steps together. Loader
-workers are counted apart; pages that they share with the process count in each.
+step, less a usual step, in wall and in CPU seconds. The peak of its memory is that of start and 50
+steps together; loader workers are counted apart, and pages that they share count in each.
 
 The N files lie in --at/N and stay there for the next sitting: --different pictures are written,
 the rest are hard links to them (copies where the file system has none). They are in the system's
@@ -125,14 +125,14 @@ def started(way: str, files: Path, kept: str) -> dict[str, Any]:
 
 def train(a: argparse.Namespace) -> None:
     """Train for --steps steps, say how it went, and leave."""
-    taken: list[float] = []
+    taken: list[tuple[float, float]] = []
 
     def after(done: int) -> None:
-        taken.append(time.time())
+        taken.append((time.time() - a.began, measuring.cpu_seconds()))
         if done == a.steps:
-            step = float(np.median(np.diff(taken)))
-            first = taken[0] - a.began - step
-            measuring.report({"first_batch": first, "step": step, **measuring.peak_memory()})
+            step, cpu = np.median(np.diff(taken, axis=0), axis=0).tolist()
+            found = {"first_batch": taken[0][0] - step, "cpu": taken[0][1] - cpu, "step": step}
+            measuring.report(found | measuring.peak_memory())
             measuring.leave()
 
     measuring.on_steps(after)
@@ -171,10 +171,11 @@ def write_table(record: dict[str, Any], out: Path) -> None:
             times = [[r[name]["first_batch"] for r in pairs] for name in (way, FIRST)]
             slower = "-" if way == FIRST or not pairs else f"{measuring.ratio(*times).words()} x"
             workers = f"{memory[1]:,.0f} MB" if memory[1] else "-"
-            rows.append([f"{n:,}", way, f"{firsts.words('.1f')} s", slower, f"{memory[0]:,.0f} MB",
-                         workers, len(own)])  # fmt: skip
+            cpu = measuring.interval(r[way]["cpu"] for r in own)
+            rows.append([f"{n:,}", way, f"{firsts.words('.1f')} s", slower, f"{cpu.mid:.1f} s",
+                         f"{memory[0]:,.0f} MB", workers, len(own)])  # fmt: skip
     head = ["files", "way", "until the first batch (95 %)", "of fewmask's first start (95 %)",
-            "peak memory", "its workers", "rounds"]  # fmt: skip
+            "CPU until then", "peak memory", "its workers", "rounds"]  # fmt: skip
     (out / "table.md").write_text(measuring.table(head, rows))
     draw(record["rounds"], out / "startup.png")
 
