@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from fewmask.curves import draw_curves, panels
+from fewmask.curves import draw_curves, in_words, panels
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -73,3 +73,12 @@ def test_what_is_looked_at_now_and_then_has_points(
     assert len(drawn["accuracy"][0]) == 8
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.height > 6 * 200
+
+
+def test_signals_in_words_stand_beside_what_no_skill_gets() -> None:
+    said = in_words(ROWS[-1])
+    assert said == "accuracy 0.8 (chance 0.1), error 0.125 (constant 1), effective rank 40, spread 0.3"
+    assert in_words({"probe_iou": 0.51, "probe_iou_start": 0.4, "effective_rank": 42.4}) == (
+        "probe iou 0.51 (start 0.4), effective rank 42.4"
+    )
+    assert in_words({"loss": 1.0, "nt_xent": 1.0}) == ""

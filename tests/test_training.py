@@ -101,6 +101,26 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path: Path
     assert not torch.equal(weights(task), at[4.0])
 
 
+def test_a_resumed_run_says_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    said: list[str] = []
+    run = Run(tmp_path, "k", 20, ADAMW, say=said.append)
+    with pytest.raises(SystemExit):
+        fit(
+            make_fabric("cpu", 1, "32"),
+            task := Reconstruct(),
+            [(1.0, task)],
+            stream(),
+            run,
+            Check(8, _end),
+        )
+    assert said == []
+    fit(make_fabric("cpu", 1, "32"), task, [(1.0, task)], stream(), run)
+    assert said == ["goes on from step 7 of 20"]
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
     task = Reconstruct()

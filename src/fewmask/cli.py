@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from typing import Any, NoReturn
 
 from fewmask import __version__
@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not first:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     try:
-        shown = nullcontext(sys.stdout) if first else open(os.devnull, "w")
-        with shown as out, redirect_stdout(out):
+        with ExitStack() as stack:
+            if not first:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
             sys.exit(dispatch(arguments))
     except AlreadyTold:
         sys.exit(2)

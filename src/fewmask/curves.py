@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIRST = ("accuracy", "error", "probe_iou", "features_spread", "effective_rank", "spread")
+"""Signals that are drawn and said before the others."""
 ASIDE = {"step", "epoch", "lr", "images_per_second", "waiting", "loss", "val_loss", "val_iou"}
 
 
@@ -57,6 +59,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     if "val_iou" in names:
         found["val_iou"] = ["val_iou"]
     signals = [name for name in names if name not in ASIDE]
+    signals.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     compared = {name: of for name in signals if (of := _compared_with(name, names))}
     for name in signals:
         # The only part of the loss, which is drawn already.
@@ -66,6 +69,24 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for name, of in compared.items():
         found.setdefault(of, [of]).append(name)
     return list(found.values())
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """The first signals of a row of the log, each with what no skill would get: `accuracy 0.39
+    (chance 0.01), effective rank 42`; empty where there are none."""
+    known = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    said = []
+    for name in FIRST:
+        if name in known and not (name == "spread" and "features_spread" in known):
+            beside = [other for other in known if reference_of(other, known) == name]
+            compared = "".join(f" ({_called(o, name)} {known[o]:.3g})" for o in beside[:1])
+            said.append(f"{_called(name)} {known[name]:.3g}{compared}")
+    return ", ".join(said)
+
+
+def _called(name: str, measure: str = "") -> str:
+    """A signal's name in words; of a reference without the measure's own."""
+    return name.removesuffix(f"_{measure}").removeprefix(f"{measure}_").replace("_", " ")
 
 
 def _compared_with(name: str, names: Collection[str]) -> str | None:

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import inspect
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -157,8 +157,13 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def given(parser: Parser, argv: Sequence[str], *owners: type) -> dict[str, Any]:
-    """What the command line and its configuration file say, converted and checked."""
+def given(
+    parser: Parser, argv: Sequence[str], *owners: type, others: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """What the command line and its configuration file say, converted and checked.
+
+    `others` are the components that were not chosen, by the words that choose them.
+    """
     known = {field.name: kind for owner in owners for field, kind, _ in options(owner)}
     namespace, rest = parser.parse_known_args(argv)
     if rest:
@@ -167,6 +172,15 @@ def given(parser: Parser, argv: Sequence[str], *owners: type) -> dict[str, Any]:
         if bare:
             raise UserError(f"{wrong}: is given without a flag, after the command. See --help")
         flags = [flag_name(name) for name in known if name not in parser.positional]
+        theirs = [
+            words
+            for words, other in (others or {}).items()
+            if wrong in [flag_name(f.name) for f, _, _ in options(other)]
+        ]
+        if theirs:
+            raise UserError(
+                f"{wrong} goes with {' or '.join(theirs)}. Choose that, or leave it out"
+            )
         raise UserError(f"unknown argument {rest[0]}{near(wrong, flags)}")
     said = vars(namespace)
     values = read_config(said.pop("config"), known) if "config" in said else {}

@@ -153,7 +153,8 @@ def read_result(
             f"{path} to train again"
         )
     transfer = table.get("transfer")
-    known = {k: v for k, v in table.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in fields}
     known["out"] = out
     if transfer:
         known["transfer"] = Transfer(**transfer)

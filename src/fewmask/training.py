@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +118,10 @@ class Run:
     keep: Keep = "last"
     report: Report | None = None
     reading: Reading = field(default_factory=Reading)
+    say: Callable[[str], object] | None = None
+    """Takes a line that the user should read."""
+    words: Callable[[Mapping[str, Any]], str] | None = None
+    """A row of the log in the few words of a progress line, beside loss and speed."""
     compile: Compile = "off"
     """auto: where it is measured to pay."""
     compiles: tuple[str, ...] = ()
@@ -203,6 +207,8 @@ class _Loop:
 
     def go(self, interrupted: Callable[[], bool]) -> None:
         steps = range(self.memory.step, self.run.steps)
+        if steps.start and self.run.say:
+            self.run.say(f"goes on from step {steps.start} of {steps.stop}")
         batches = read_ahead(self.stream, steps, self.fabric.device, self.run.reading)
         try:
             with self.compiled():
@@ -299,9 +305,14 @@ class _Loop:
         if self.fabric.is_global_zero:
             append_text(self.log_path, json.dumps(row) + "\n")
             if self.run.report:
-                words = f"loss {row['loss']:.4g}, {row['images_per_second']:.3g} images/s"
-                words += f", waiting {100 * row['waiting']:.2g} %"
-                self.run.report(done, self.run.steps, words)
+                self.run.report(done, self.run.steps, self.in_words(row))
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        """A row of the log in a progress line; what was looked at before this row counts too."""
+        known = {k: v for r in self.rows for k, v in r.items() if v is not None} | dict(row)
+        signals = self.run.words(known) if self.run.words else ""
+        words = [f"loss {row['loss']:.4g}", signals, f"{row['images_per_second']:.3g} images/s"]
+        return ", ".join([*filter(None, words), f"waiting {100 * row['waiting']:.2g} %"])
 
     def validate(self, check: Check, done: int) -> dict[str, float | None]:
         self.plain.eval()

@@ -141,6 +141,10 @@ class PretrainResult:
     """With --probe-pairs: IoU of the dense probe at the end, a fraction of 1."""
     probe_iou_start: float | None = None
     """The same of the encoder at its start."""
+    signals: str = ""
+    """The last of what the run was watched by, in words: accuracy and chance, effective rank."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against the encoder at the end: collapsed features, nothing to learn from."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import load_start, save_weights
+from fewmask.checkpoint import DEFAULT, encoder_of, load_start, save_weights, told_by
 from fewmask.encoders import build
 from fewmask.files import write_json_atomic
 from fewmask.types import UserError
@@ -124,3 +124,19 @@ def test_real_imagenet_weights_give_the_same_features() -> None:
     with torch.no_grad():
         found = encoder.eval()(images)[-1].relu()  # smp ends before the last ReLU
         torch.testing.assert_close(found, model.eval().forward_features(images))
+
+
+def test_the_encoder_is_the_start_s_where_none_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text('encoder = "resnet18"\nsize = 96\n')
+    assert encoder_of("auto", str(run)) == "resnet18"
+    assert encoder_of("vgg11", str(run)) == "vgg11"
+    assert encoder_of("auto", "scratch") == encoder_of("auto", "imagenet") == DEFAULT
+    assert told_by(str(run)) == {"encoder": "resnet18", "size": 96}
+    (run / "config.toml").write_text("broken [")
+    assert encoder_of("auto", str(run)) == DEFAULT
+    save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)}, {"encoder": "vgg11"})
+    assert encoder_of("auto", str(tmp_path / "w.safetensors")) == "vgg11"
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    assert told_by(str(tmp_path / "torn.safetensors")) == {}

@@ -67,6 +67,14 @@ def test_a_folder_without_images_says_how_much_else_it_holds(tmp_path: Path) -> 
         open_images(str(tmp_path))
 
 
+def test_a_single_class_folder_is_named_but_labels_nothing(
+    tmp_path: Path, write_image: Write
+) -> None:
+    write_image(tmp_path / "Cat" / "1.png")
+    found = open_images(str(tmp_path))
+    assert (found.labels, found.label_names) == (None, ("Cat",))
+
+
 def test_class_folders_are_labels(tmp_path: Path, write_image: Write) -> None:
     for name in ("dog/1.png", "cat/1.png", "cat/2.png"):
         write_image(tmp_path / name)

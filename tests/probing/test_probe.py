@@ -18,7 +18,7 @@ from torch import nn
 import fewmask
 from fewmask.cli import dispatch
 from fewmask.probing import command, whole
-from fewmask.probing.outcome import interval
+from fewmask.probing.outcome import _score, interval
 from fewmask.types import UserError
 
 
@@ -211,6 +211,21 @@ def test_the_command_line_prints_a_line_a_probe(
     assert lines[0].startswith("28 images of 2 classes; a draw trains on 8, tests on 5; chance")
     assert [line.split()[:2] for line in lines[1:3]] == [["linear", "run"], ["knn", "run"]]
     assert "over 3 draws" in lines[1]
+
+
+def test_draws_that_cancel_are_not_certain() -> None:
+    """One answers all images with one class, the other with the other."""
+    right = np.array([[1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 5])
+    low, high = interval(right) or (0, 0)
+    assert high - low > 0.5
+    assert _score("knn", "run", right).interval == (max(0.0, low), min(1.0, high))
+
+
+def test_accuracies_stay_between_0_and_1_and_differences_don_t() -> None:
+    right = np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    assert _score("linear", "run", right).interval == (0.0, 1.0)
+    low, high = _score("linear", "run less random", right - 0.9).interval or (0, 0)
+    assert low < -1 < high
 
 
 def test_the_interval_covers_draws_and_test_images() -> None:

@@ -2,6 +2,7 @@
 
 from fewmask.checkpoint.files import load_state, read_weights, save_state, save_weights
 from fewmask.checkpoint.foreign import read_any
+from fewmask.checkpoint.told import AUTO, DEFAULT, encoder_of, told_by, warnings_of
 from fewmask.checkpoint.transfer import (
     load_decoder,
     load_start,
@@ -12,6 +13,9 @@ from fewmask.checkpoint.transfer import (
 )
 
 __all__ = [
+    "AUTO",
+    "DEFAULT",
+    "encoder_of",
     "load_decoder",
     "load_start",
     "load_state",
@@ -22,5 +26,7 @@ __all__ = [
     "save_weights",
     "start_file",
     "start_key",
+    "told_by",
     "transfer",
+    "warnings_of",
 ]

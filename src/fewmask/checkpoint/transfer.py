@@ -17,6 +17,7 @@ from fewmask import encoders
 from fewmask.checkpoint.files import read_weights
 from fewmask.checkpoint.foreign import read_any
 from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
+from fewmask.checkpoint.told import told_by
 from fewmask.flags import near, read_toml
 from fewmask.types import Transfer, UserError
 
@@ -61,7 +62,10 @@ def load_start(
     try:
         done = transfer(encoder, state, source=source, allow_partial=allow_partial)
     except UserError as mistake:
-        raise UserError(*(f"--encoder {name}: {fault}" for fault in mistake.faults)) from None
+        its = told_by(start).get("encoder", name)
+        hint = "" if its == name else f". {start} is a {its}: pass --encoder {its}"
+        faults = (f"--encoder {name}: {fault}{hint}" for fault in mistake.faults)
+        raise UserError(*faults) from None
     return replace(done, moved=run_moved)
 
 

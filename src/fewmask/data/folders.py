@@ -61,13 +61,16 @@ def _numbered(labels: tuple[int, ...] | None) -> tuple[tuple[int, ...] | None, t
 
 
 def class_folders(items: FileList) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Labels by the folder that each image lies in, where all lie in two or more folders."""
+    """Labels by the folder that each image lies in, where all lie in two or more folders.
+
+    Of a single folder below the root there is its name alone.
+    """
     table = items.table
     used = np.unique(table.folder_of).tolist()
     parents = {folder: PurePosixPath(table.folders[folder]).name for folder in used}
     names = sorted(set(parents.values()))
     if "" in names or len(names) < 2:
-        return None, ()
+        return None, () if "" in names else tuple(names)
     classes = np.zeros(len(table.folders), np.int64)
     for folder, name in parents.items():
         classes[folder] = names.index(name)

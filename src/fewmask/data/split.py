@@ -82,7 +82,7 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
         )
     if len(ordered) < 2:
         raise UserError(
-            f"{len(ordered)} pairs to train on; at least 2 are needed. "
+            f"{len(ordered)} pair{'s' * (len(ordered) != 1)} to train on; at least 2 are needed. "
             f"Add {2 - len(ordered)} with their masks"
         )
     wanted = budget if isinstance(budget, int) else round(budget * n_all)

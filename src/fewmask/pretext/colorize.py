@@ -154,6 +154,10 @@ class Head(nn.Module):
         return painted
 
 
+LEAST_COLOURED = 0.1
+"""The share of coloured pictures in a batch below which the task complains."""
+
+
 class ColorizeTask(PretextModule):
     """Batch -> how far the colours painted from the lightness are from the true ones.
 
@@ -194,6 +198,13 @@ class ColorizeTask(PretextModule):
         grey = normalise((lightness / 100).expand(-1, 3, -1, -1))
         maps = self.encoder(grey.contiguous(memory_format=torch.channels_last))
         return maps[-1].detach().mean((2, 3)), self.head(maps)
+
+    def complaint(self) -> str | None:
+        """Where next to no picture is coloured."""
+        share = float(self.signals["coloured"]) if self.signals else 1.0
+        if share >= LEAST_COLOURED:
+            return None
+        return f"{100 * share:.3g} % of the last batch is coloured: there are no colours to learn"
 
     @torch.no_grad()
     def samples(self, batch: Batch) -> Tensor:

@@ -62,6 +62,10 @@ class PretextModule(nn.Module, ABC):
         """(rate as a ratio of the base rate, module): all that is trained."""
         return [(1.0, self)]
 
+    def complaint(self) -> str | None:
+        """Why nothing can be learnt from the last batches, by `signals`; None where all is well."""
+        return None
+
     def samples(self, batch: Batch) -> Tensor | None:
         """Pictures float [n,3,h,w] of 0 to 1 that show what the task does now, or None."""
         return None

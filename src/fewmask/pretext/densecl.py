@@ -16,7 +16,7 @@ from torch.nn import functional
 from fewmask.augment import Views, normalise
 from fewmask.distributed import gather_rows
 from fewmask.pretext.contract import Pool, PretextModule, spread, view, width_of
-from fewmask.pretext.joint import decoder_for
+from fewmask.pretext.joint import decoder_for, own_flag
 from fewmask.pretext.momentum import default_momentum, follow, teacher_of
 from fewmask.types import Batch, UserError
 
@@ -77,7 +77,8 @@ class DenseCL:
         if self.with_decoder is not None:
             from fewmask import decoders
 
-            decoders.component(self.with_decoder)  # names the near ones
+            with own_flag():
+                decoders.component(self.with_decoder)  # names the near ones
 
     def views(self) -> Views:
         """The random views, those of MoCo v2."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +21,8 @@ def decoder_for(encoder: nn.Module, decoder: str, size: int) -> tuple[nn.Module,
     from fewmask import decoders
 
     going = "expected unet, unetplusplus, fpn, linknet, manet, segformer or upernet"
-    network = decoders.build(decoder, name_of(encoder), 1)
+    with own_flag():
+        network = decoders.build(decoder, name_of(encoder), 1)
     its = getattr(network, "decoder", None)
     same = ("out_channels", "output_stride")
     if its is None or any(
@@ -39,6 +43,18 @@ def decoder_for(encoder: nn.Module, decoder: str, size: int) -> tuple[nn.Module,
         encoder.train(was[0])
         its.train(was[1])
     return its, found.shape[1]
+
+
+@contextmanager
+def own_flag() -> Iterator[None]:
+    """Mistakes of a decoder's choice, told by the flag that pre-training has for it."""
+    try:
+        yield
+    except UserError as mistake:
+        faults = (fault.replace("--decoder ", "--with-decoder ") for fault in mistake.faults)
+        raise UserError(
+            *(re.sub("^unknown decoder ", "--with-decoder: unknown decoder ", f) for f in faults)
+        ) from None
 
 
 def _plain(value: Any) -> Any:

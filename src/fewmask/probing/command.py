@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import load_start, start_file, start_key
+from fewmask.checkpoint import load_start, start_file, start_key, told_by
 from fewmask.data.pools import cached_pool, pool_labels
 from fewmask.data.sources import ImageSet, open_images
 from fewmask.devices import pick_device
@@ -45,8 +44,9 @@ def probe(settings: ProbeSettings) -> ProbeResult:
     tested, transfer = started(settings)
     images = open_images(settings.images, download=settings.download)
     if images.labels is None:
+        only = f"only the class {images.label_names[0]}" if images.label_names else "no classes"
         raise UserError(
-            f"{settings.images}: has no classes; expected a folder of images for each class "
+            f"{settings.images}: has {only}; expected a folder of images for each class "
             "(SRC/cat/1.jpg, SRC/dog/1.jpg), cats-vs-dogs: or cifar10:"
         )
     key = key_of(config, start_key(*_start(settings)), images.fingerprint())
@@ -76,7 +76,7 @@ def described(settings: ProbeSettings) -> ProbeSettings:
 
     Raises UserError where neither names an encoder.
     """
-    said = _said_by(Path(settings.run))
+    said = told_by(settings.run)
     encoder = settings.encoder or said.get("encoder")
     if encoder is None:
         if settings.run not in ("scratch", "imagenet"):
@@ -89,23 +89,6 @@ def described(settings: ProbeSettings) -> ProbeSettings:
         size=settings.size or said.get("size") or SIZE,
         resize=settings.resize or said.get("resize") or "square",
     )
-
-
-def _said_by(run: Path) -> dict[str, Any]:
-    """What a run's folder, or a weights file of ours, says of its encoder."""
-    if run.is_file() and run.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(run, "pt") as file:
-                return dict(file.metadata() or {})
-        except (SafetensorError, OSError):  # loading it says what is wrong
-            return {}
-    try:
-        table = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: table[name] for name in ("encoder", "size", "resize") if name in table}
 
 
 def _start(settings: ProbeSettings) -> tuple[str, str | None, str]:
@@ -157,6 +140,13 @@ def _draws(settings: ProbeSettings, data: Labelled) -> list[Draw]:
         draw(data.labels, test, settings.train, settings.seed, number, settings.images)
         for number in numbers
     ]
+    fewest = min(len(one.train) for one in found)
+    if settings.neighbours > fewest:
+        print(
+            f"warning: --neighbours {settings.neighbours} is more than the {fewest} images that a "
+            f"draw trains on; {fewest} vote",
+            file=sys.stderr,
+        )
     absent = sorted(set(data.labels) - set(data.labels[test]))
     if absent:
         raise UserError(

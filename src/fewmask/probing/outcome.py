@@ -78,7 +78,10 @@ def result_of(
 def _score(probe: str, encoder: str, right: Values) -> ProbeScore:
     """`right` [draws, test images]: 1 where an answer is right, or the difference of two such."""
     values = tuple(right.mean(axis=1).tolist())
-    return ProbeScore(probe, encoder, values, fmean(values), interval(right))
+    known = interval(right)
+    if known is not None and (right >= 0).all():  # an accuracy, no difference of two
+        known = (max(0.0, known[0]), min(1.0, known[1]))
+    return ProbeScore(probe, encoder, values, fmean(values), known)
 
 
 def interval(right: Values) -> tuple[float, float] | None:
@@ -86,6 +89,11 @@ def interval(right: Values) -> tuple[float, float] | None:
     found = estimate(right)
     half = float(found.half_width())
     mean = float(found.mean)
+    if half == 0 and right.min() < right.max():
+        # Draws that happen to agree in their means, on images of which the answers cancel: what is
+        # left to go by are the images of a single draw.
+        n = right.shape[1]
+        half = 1.96 * float(right[0].std(ddof=1)) / math.sqrt(n)
     return None if math.isnan(half) else (mean - half, mean + half)
 
 

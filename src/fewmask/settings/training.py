@@ -33,8 +33,8 @@ class PretrainSettings(TrainingMachine):
     """The run folder to write; the same command on it again finishes it."""
     pretext: str | Pretext = "simclr"
     """The pretext task; its own flags follow it."""
-    encoder: str = "resnet50"
-    """The encoder, by timm's name."""
+    encoder: str = "auto"
+    """The encoder, by timm's name (default: that of --init's run, else resnet50)."""
     init: str = "scratch"
     """Where the weights start: scratch, imagenet, a run folder, or a weights file."""
     weights: str | None = None
@@ -143,8 +143,8 @@ class FinetuneSettings(MaskFlags, TrainingMachine):
     """With --init imagenet: a local file in place of timm's download."""
     allow_partial: bool = False
     """Go on although not every encoder tensor is found in the start."""
-    encoder: str = "resnet50"
-    """The encoder, by timm's name."""
+    encoder: str = "auto"
+    """The encoder, by timm's name (default: that of --init's run, else resnet50)."""
     decoder: str | Decoder = "unet"
     """The decoder; its own flags follow it."""
     recipe: Recipe = "best"

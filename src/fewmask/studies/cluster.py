@@ -72,12 +72,13 @@ def _connect(ray: Any) -> None:
         )
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as problem:
+    except Exception as problem:  # a busy machine's is of no class of its own
+        ray.shutdown()
         why = " ".join(str(problem).split())[:300]
         named = f"RAY_ADDRESS {address}" if address else "--executor ray"
         raise UserError(
-            f"{named}: no Ray cluster can be joined ({why}). Mend RAY_ADDRESS, or start a cluster "
-            "with ray start"
+            f"{named}: no Ray cluster can be joined or started ({why}). Mend RAY_ADDRESS, start a "
+            "cluster with ray start, or try again when the machine is less busy"
         ) from problem
 
 

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fewmask.checkpoint import DEFAULT
 from fewmask.decoders import DECODERS, Decoder, try_out
 from fewmask.evidence.verdicts import MARGIN
 from fewmask.flags import construct, near, options, read_toml
@@ -192,6 +193,7 @@ def _finetune(where: str, table: dict[str, Any], settings: StudySettings) -> Fin
     values["decoder"] = construct(decoder, values)
     values |= {"device": settings.device, "precision": settings.precision, "out": ""}
     values["workers"] = settings.workers
+    values.setdefault("encoder", DEFAULT)
     made: FinetuneSettings = construct(FinetuneSettings, values)
     try_out(made.decoder, made.encoder)
     return made.resolved()

@@ -67,6 +67,7 @@ def launch(
         ranks = Ranks(started)
         with ranks.work():
             fabric = make_fabric(settings.device, settings.devices, settings.precision, started)
+            ranks.meet()  # torch's own meeting waits half an hour for one that has ended
             if not ranks.first:
                 return fabric.launch(partial(_follow, ranks, settings, opened, work, kind))
             return fabric.launch(partial(_lead, ranks, settings, begun, work))

@@ -87,6 +87,12 @@ def try_pretraining(
     """Everything that a user can have wrong, before the first step. Raises UserError."""
     encoder, _, _ = started_encoder(settings)
     images, store = open_pool(settings, download=settings.download)
+    if store.side * 2 < settings.size:
+        print(
+            f"warning: {settings.images}: half of the pictures have a short side of {store.side} "
+            f"px or less; --size {settings.size} only enlarges them",
+            file=sys.stderr,
+        )
     rows = _kept(store, settings, leave_out)
     probe_pairs(settings)
     with torch.random.fork_rng(devices=[]):  # what doesn't go together says so when it is built
@@ -146,12 +152,6 @@ def open_pool(settings: PretrainSettings, *, download: bool = False) -> tuple[Im
             cache_gb=settings.cache_gb,
             progress=report,
             workers=settings.workers,
-        )
-    if store.side * 2 < settings.size:
-        print(
-            f"warning: {settings.images}: half of the pictures are {store.side} px or less on their "
-            f"short side; --size {settings.size} only enlarges them",
-            file=sys.stderr,
         )
     if len(store.names) < 2:
         raise UserError(

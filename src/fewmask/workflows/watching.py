@@ -106,7 +106,8 @@ class Watch:
     pairs: ProbePairs | None = None
     start: dict[str, float | None] = field(default_factory=dict, init=False)
     """What was found before the first step."""
-    warned: bool = field(default=False, init=False)
+    warned: str | None = field(default=None, init=False)
+    """What was said last of features or task; None where all is well."""
 
     def begin(self) -> None:
         """Look at the encoder before its first step."""
@@ -116,6 +117,7 @@ class Watch:
     def __call__(self, step: int) -> dict[str, float | None]:
         found = self._look()
         self._warn(step, found)
+        self.last = found
         if self.fabric.is_global_zero:
             self._draw(step)
         if self.pairs:
@@ -137,16 +139,23 @@ class Watch:
         return found
 
     def _warn(self, step: int, found: dict[str, float | None]) -> None:
-        if self.warned or len(self.rows) <= 2:
-            return
-        words = collapse(found, self.start)
-        if words:
-            self.warned = True
-            say(
-                self.fabric,
-                f"warning: the features have collapsed at step {step} ({words}): the encoder tells "
-                "hardly any images apart. Lower --lr, or choose another task",
+        words = self._words(found)
+        if words and self.warned is None:
+            say(self.fabric, f"warning: at step {step} {words}")
+        self.warned = words
+
+    def _words(self, found: dict[str, float | None]) -> str | None:
+        """What is wrong with features or task, and the mend; None where all is well."""
+        if found["features_spread"] is None:
+            return "the features are not finite numbers: the run diverges. Lower --lr"
+        how = collapse(found, self.start) if len(self.rows) > 2 else None
+        if how:
+            return (
+                f"the features have collapsed ({how}): the encoder tells hardly any images apart. "
+                "Lower --lr, or choose another task"
             )
+        words = self.task.complaint()
+        return words and f"{words}. Choose another --pretext"
 
     def _draw(self, step: int) -> None:
         taken = self.store.take(self.rows[:SHOWN])
@@ -175,7 +184,7 @@ def collapse(found: dict[str, float | None], start: dict[str, float | None]) -> 
     wide, rank = found["features_spread"], found["effective_rank"]
     before = start.get("effective_rank") or math.nan
     if wide is None or rank is None:
-        return "they are not finite numbers"
+        return None
     if wide < LEAST_SPREAD:
         return f"spread {wide:.2g}, below {LEAST_SPREAD:g}"
     if rank < LEAST_RANK * before:
