@@ -50,9 +50,11 @@ def test_keys_are_as_they_were() -> None:
     """Of runs begun before decoders had options."""
     settings = FinetuneSettings(pairs="a", out="b", encoder="resnet50").resolved()
     assert key_of(config_of(settings)) == "d6e527ca85e73713fdd9"
-    chosen = FinetuneSettings(pairs="a", out="b", decoder=Unet()).resolved()
+    chosen = FinetuneSettings(pairs="a", out="b", encoder="resnet50", decoder=Unet()).resolved()
     assert config_of(chosen) == config_of(settings)
-    other = FinetuneSettings(pairs="a", out="b", decoder=Unet(upsample="bilinear")).resolved()
+    other = FinetuneSettings(
+        pairs="a", out="b", encoder="resnet50", decoder=Unet(upsample="bilinear")
+    ).resolved()
     assert config_of(other) == config_of(settings) | {"upsample": "bilinear"}
 
 
