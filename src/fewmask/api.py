@@ -26,6 +26,7 @@ from fewmask.settings import (
     PredictSettings,
     PretrainSettings,
     ProbeSettings,
+    Reading,
     ReportSettings,
     SimilaritySettings,
     StudySettings,
@@ -55,7 +56,12 @@ def _with_settings(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Cal
     def decorate(work: Callable[[S], R]) -> Callable[P, R]:
         @functools.wraps(work)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return work(settings(*args, **kwargs))
+            chosen = settings(*args, **kwargs)
+            if isinstance(chosen, Reading):
+                from fewmask.data.images import limit_pixels
+
+                limit_pixels(chosen.max_megapixels)
+            return work(chosen)
 
         call.__signature__ = inspect.signature(settings)  # type: ignore[attr-defined]
         return call

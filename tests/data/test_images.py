@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ from fewmask.data.images import (
     decode_image,
     decode_mask,
     format_of,
+    limit_pixels,
     resize_image,
     resize_mask,
 )
@@ -136,7 +141,7 @@ def test_a_picture_too_large_to_be_safe_is_undecodable(monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
     assert decode_image(data, "x").shape == (30, 30, 3)  # a warning of Pillow's, and no more
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(Undecodable, match="more pixels than is safe"):
+    with pytest.raises(Undecodable, match="million pixels, the limit is"):
         decode_image(data, "x")
 
 
@@ -263,3 +268,24 @@ def test_shrinking_is_antialiased() -> None:
     small, _ = resize_image(stripes, 8, "square")
     assert abs(small.astype(float).mean() - 127.5) < 2
     assert small.std() < 10
+
+
+def test_an_image_of_too_many_pixels_is_named_with_the_flag(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 60)).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        limit_pixels(0.005)
+        with pytest.raises(
+            Undecodable, match=r"0\.006 million pixels, the limit is 0\.005"
+        ) as told:
+            decode_image((tmp_path / "a.png").read_bytes(), "a.png")
+        assert "--max-megapixels" in told.value.reason
+        limit_pixels(0.006)
+        assert decode_image((tmp_path / "a.png").read_bytes(), "a.png").shape == (60, 100, 3)
+        # A process that is started now has the same limit.
+        code = "from PIL import Image; import fewmask.data.images; print(Image.MAX_IMAGE_PIXELS)"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert int(said.stdout) == Image.MAX_IMAGE_PIXELS
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+        os.environ.pop("FEWMASK_MAX_MEGAPIXELS", None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +17,25 @@ from PIL import Image, ImageOps
 from fewmask.types import IGNORED, Resize
 
 Pixels = NDArray[np.uint8]
+
+LIMIT_VARIABLE = "FEWMASK_MAX_MEGAPIXELS"
+"""Tells the limit to processes that are started later."""
+
+
+def limit_pixels(millions: float) -> None:
+    """Decode no image of more pixels from now on, in this process and those that it starts."""
+    os.environ[LIMIT_VARIABLE] = f"{millions:g}"
+    Image.MAX_IMAGE_PIXELS = max(1, int(millions * 1e6 / 2))  # Pillow refuses twice as many
+
+
+def _limit_as_told() -> None:
+    try:
+        limit_pixels(float(os.environ[LIMIT_VARIABLE]))
+    except (KeyError, ValueError):
+        Image.MAX_IMAGE_PIXELS = 100_000_000
+
+
+_limit_as_told()
 
 PADDING = (124, 116, 104)
 """ImageNet's mean colour, 0 to 255: what a padded image holds beside itself."""
@@ -65,8 +86,15 @@ def _undecodable(where: str) -> Iterator[None]:
             yield
     except Undecodable:
         raise
-    except Image.DecompressionBombError:
-        raise Undecodable(where, "more pixels than is safe to decode") from None
+    except Image.DecompressionBombError as problem:
+        held = re.search(r"\d+", str(problem))
+        many = f"{int(held[0]) / 1e6:.4g} million pixels" if held else "too many pixels"
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise Undecodable(
+            where,
+            f"{many}, the limit is {limit:.4g} (--max-megapixels)",
+            "Remove it, or raise the limit if you trust it",
+        ) from None
     except Exception as problem:
         reason = " ".join(str(problem).split()) or type(problem).__name__
         if "cannot identify image file" in reason:

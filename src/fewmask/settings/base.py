@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "budget": (1, math.inf, "a number of images above 0"),
     "most_repeats": (2, 1000, "a number of repeats, 2 to 1000"),
     "margin": (1e-300, 1, "a difference in IoU, above 0 and up to 1 (0.01 is one point)"),
+    "max_megapixels": (1e-6, 1e6, "millions of pixels above 0"),
     "cache_gb": (0, math.inf, "a number of gigabytes, 0 or more"),
     "memory_gb": (1e-300, math.inf, "a number of gigabytes above 0"),
     "targets": (1e-300, 1 - 1e-9, "an IoU between 0 and 1"),
@@ -105,6 +106,9 @@ class Reading(Settings):
 
     workers: int | None = None
     """How many threads (beside a GPU: processes) decode images (default: one a core, up to 8)."""
+    max_megapixels: float = 200.0
+    """Largest image that is decoded, in millions of pixels; a small file that holds more may be
+    meant to fill the memory."""
     download: bool = False
     """Download a known data set (oxford-iiit-pet:, cifar10:, cats-vs-dogs:) that is not there."""
 
