@@ -23,11 +23,9 @@ def make_fabric(device: str, devices: int, precision: str, started: Launch | Non
     device that is not there.
     """
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import (
-        ClusterEnvironment,
-        LightningEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.fabric.strategies.ddp import DDPStrategy
 
     # It says on every start which precision it was told to use.

@@ -172,13 +172,12 @@ class Ranks:
     def __init__(self, started: Launch) -> None:
         """Meet the others. Raises UserError where they don't come."""
         from torch import distributed as dist
+        from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.size, self.first = started.rank, started.size, started.first
         os.environ.update(started.environment())
         try:
-            store, _, _ = next(
-                dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))
-            )
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
         except (dist.DistError, RuntimeError, ValueError) as problem:
             raise UserError(
                 f"{socket.gethostname()}: {started.by} has started {started.size} processes, and "
@@ -187,7 +186,7 @@ class Ranks:
                 "MASTER_PORT"
             ) from problem
         # A script may train several times: its runs meet one after the other.
-        self.store: Any = dist.PrefixStore(f"fewmask/{next(_RUNS)}", store)
+        self.store: Any = dist.distributed_c10d.PrefixStore(f"fewmask/{next(_RUNS)}", store)
         self.meetings = 0
         threading.Thread(target=self._beat, daemon=True).start()
 

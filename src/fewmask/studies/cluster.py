@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from fewmask import __version__
-from fewmask.data.check import PairReport
 from fewmask.files import appears, write_text_atomic
 from fewmask.progress import progress
+from fewmask.runs import versions
 from fewmask.settings import StudySettings
 from fewmask.studies import worker
 from fewmask.studies.cells import encoder_folder, encoder_is_there
@@ -33,7 +32,7 @@ LOOK_SECONDS = 300.0
 """In which every machine has to answer: it starts Python and imports torch."""
 GRACE_SECONDS = 60.0
 """In which cells that are stopped finish their step and save where they are."""
-PASSED_ON = ("FEWMASK_CACHE", "FEWMASK_DATA")
+PASSED_ON = ("FEWMASK_CACHE", "FEWMASK_DATA", "FEWMASK_MAX_MEGAPIXELS")
 """Variables that workers get from here."""
 
 
@@ -238,12 +237,11 @@ def _ordered(study: Study, cluster: Cluster) -> Iterator[worker.Order]:
     """What workers are told, and meanwhile a file in the study folder for them to look for."""
     study.prepared.pairs.fingerprint()  # so that it goes with the pairs
     checked = study.prepared.checked
-    no_thumbs = PairReport.__dataclass_fields__["thumbs"].default_factory()  # type: ignore[misc]
     order = worker.Order(
         plan=study.plan,
         out=study.out,
         pairs=study.prepared.pairs,
-        checked=replace(checked, thumbs=no_thumbs),
+        checked=replace(checked, thumbs=checked.thumbs[:0]),
         split=study.split,
         starts=study.starts,
         left_out=study.leakage.left_out,
@@ -254,7 +252,7 @@ def _ordered(study: Study, cluster: Cluster) -> Iterator[worker.Order]:
         folder=Path.cwd(),
         token=secrets.token_hex(8),
         environment={name: os.environ[name] for name in PASSED_ON if name in os.environ},
-        version=__version__,
+        version=versions()["fewmask"],
     )
     write_text_atomic(order.token_path, order.token)
     try:

@@ -16,8 +16,9 @@ from fewmask.studies.record import Study
 class Executor(Protocol):
     """Computes cells, and before them the encoders that they start from."""
 
-    device: str | None
-    """The device of the cells; None where it is the study's own."""
+    @property
+    def device(self) -> str | None:
+        """The device of the cells; None where it is the study's own."""
 
     def run(self, study: Study, cells: Sequence[Cell], finished: Callable[[], object]) -> None:
         """Compute the cells that are missing; `finished` is called after each.

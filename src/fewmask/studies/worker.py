@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from fewmask import __version__, ranks
+from fewmask import ranks
 from fewmask.data.cache import cached_pairs
 from fewmask.data.check import PairReport
 from fewmask.data.sources import PairSet
 from fewmask.data.split import Split
 from fewmask.devices import make_fabric
 from fewmask.files import appears, faults_of
-from fewmask.runs import held
+from fewmask.runs import held, versions
 from fewmask.studies.cells import arm_key, encoder_folder, pretrain_arm, run_cell
 from fewmask.studies.executing import is_done
 from fewmask.studies.leakage import Leakage
@@ -111,8 +111,13 @@ def _told(order: Order, work: Callable[[], object]) -> Came:
     """Do the work as the order says. Mistakes go back as text: exceptions would be unpickled."""
     host = socket.gethostname()
     printed = io.StringIO()
+
+    def whole() -> None:
+        _enter(order, host)
+        work()
+
     with redirect_stderr(printed):
-        faults = faults_of(lambda: (_enter(order, host), work()), order.out)
+        faults = faults_of(whole, order.out)
     warnings = [line for line in printed.getvalue().splitlines() if line.startswith("warning: ")]
     print(printed.getvalue(), file=sys.stderr)  # into Ray's own log
     return Came(host, faults, tuple(warnings))
@@ -123,10 +128,11 @@ def _enter(order: Order, host: str) -> None:
     ranks.forget()  # where srun has started Ray, its variables are of no run of ours
     os.environ.update(order.environment)
     torch.set_num_threads(order.threads)
-    if order.version != __version__:
+    own = versions()["fewmask"]
+    if order.version != own:
         raise UserError(
-            f"{host}: has fewmask {__version__}, the study was begun with {order.version}. "
-            "Install the same version on all machines"
+            f"{host}: has fewmask {own}, the study was begun with {order.version}. Install the "
+            "same version on all machines"
         )
     with _seen(order.folder, host):
         os.chdir(order.folder)

@@ -68,9 +68,11 @@ def launch(
         with ranks.work():
             fabric = make_fabric(settings.device, settings.devices, settings.precision, started)
             ranks.meet()  # torch's own meeting waits half an hour for one that has ended
-            if not ranks.first:
-                return fabric.launch(partial(_follow, ranks, settings, opened, work, kind))
-            return fabric.launch(partial(_lead, ranks, settings, begun, work))
+            part = partial(_follow, ranks, settings, opened, work, kind)
+            if ranks.first:
+                part = partial(_lead, ranks, settings, begun, work)
+            result: Result = fabric.launch(part)
+        return result
     fabric = make_fabric(settings.device, settings.devices, settings.precision)
     with begun() as done:
         if done is not None:
