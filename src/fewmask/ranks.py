@@ -31,7 +31,7 @@ MEETING_SECONDS = 600.0
 BEAT_SECONDS = 2.0
 LOST_SECONDS = 120.0
 """Without a sign of life after which a process is given up by those that wait for it."""
-LISTEN_SECONDS = 10.0
+LISTEN_SECONDS = 30.0
 """How long a process that stops for a mistake waits for the first one to tell it."""
 
 
@@ -185,8 +185,11 @@ class Ranks:
                 f"{MEETING_SECONDS:g} seconds. Start all of them, or mend MASTER_ADDR and "
                 "MASTER_PORT"
             ) from problem
-        # A script may train several times: its runs meet one after the other.
-        self.store: Any = dist.distributed_c10d.PrefixStore(f"fewmask/{next(_RUNS)}", store)
+        # A script may train several times, and torchrun may start it again: none is to read what
+        # another one has said.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        prefix = f"fewmask/{attempt}/{next(_RUNS)}"
+        self.store: Any = dist.distributed_c10d.PrefixStore(prefix, store)
         self.meetings = 0
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -285,7 +288,7 @@ class Ranks:
             teller = "0"
         if teller == str(self.rank):
             return mistake
-        time.sleep(1.0)  # torchrun ends them all as soon as one has ended: let it be told
+        time.sleep(2.0)  # torchrun ends them all as soon as one has ended: let it be told
         return AlreadyTold(*mistake.faults)
 
     def _beat(self) -> None:
