@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = ["UserError", "__version__", "check", "demo", "evaluate", "export", "finetune", "predict"]
-__all__ += ["pretrain", "probe", "report", "similarity", "study", "suggest"]
+__all__ += ["pretrain", "probe", "report", "rerun", "similarity", "study", "suggest"]
 
 if TYPE_CHECKING:
     from fewmask.api import (
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         pretrain,
         probe,
         report,
+        rerun,
         similarity,
         study,
         suggest,

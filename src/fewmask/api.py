@@ -28,6 +28,7 @@ from fewmask.settings import (
     ProbeSettings,
     Reading,
     ReportSettings,
+    RerunSettings,
     SimilaritySettings,
     StudySettings,
     SuggestSettings,
@@ -39,6 +40,7 @@ from fewmask.types import (
     PredictResult,
     PretrainResult,
     ProbeResult,
+    RerunResult,
     SimilarityResult,
     StudyResult,
     SuggestResult,
@@ -155,6 +157,14 @@ def report(settings: ReportSettings) -> Path:
     from fewmask.reporting.page import write_report
 
     return write_report(Path(settings.study))
+
+
+@_with_settings(RerunSettings)
+def rerun(settings: RerunSettings) -> RerunResult:
+    """Run again what a result came from; says whether the same came out, or what differs."""
+    from fewmask import rerunning
+
+    return rerunning.rerun(settings)
 
 
 @_with_settings(DemoSettings)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "similarity": "how far image sets are from a target set",
     "study": "compare starting points x label budgets x repeats",
     "report": "table, figures and page of a study again",
+    "rerun": "repeat a run or a study, and say whether the same comes out",
 }
 
 POSITIONAL = {
@@ -36,6 +37,7 @@ POSITIONAL = {
     "similarity": ("sources",),
     "study": ("plan",),
     "report": ("study",),
+    "rerun": ("result",),
 }
 REPEATED = {"similarity": ("extractor",), "check": ("images",)}
 CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
@@ -372,6 +374,20 @@ def run_report(settings: Any) -> int:
     return 0
 
 
+def run_rerun(settings: Any) -> int:
+    """Rerun; 1 where something else came out."""
+    from fewmask import api
+
+    result = api.rerun(**vars(settings))
+    if result.same:
+        print(f"the same came out, to the bit: {result.out}")
+        return 0
+    print(f"something else came out: {result.out}")
+    for line in result.differences:
+        print(line)
+    return 1
+
+
 RUN: dict[str, Callable[[Any], int]] = {
     "demo": run_demo,
     "check": run_check,
@@ -385,4 +401,5 @@ RUN: dict[str, Callable[[Any], int]] = {
     "similarity": run_similarity,
     "study": run_study,
     "report": run_report,
+    "rerun": run_rerun,
 }

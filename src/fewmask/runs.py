@@ -119,12 +119,46 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+def made_by() -> dict[str, str]:
+    """Versions, the commit of a checkout, and what of the machine decides on the last bits."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    machine = {"processor": _processor(), "gpu": gpu, "threads": str(torch.get_num_threads())}
+    return {**versions(), "commit": _commit(), **machine}
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Of the checkout that this code lies in; empty where it is installed without one."""
+    git = Path(__file__).resolve().parents[2] / ".git"
+    with suppress(OSError):
+        head = (git / "HEAD").read_text(encoding="ascii").strip()
+        if not head.startswith("ref: "):
+            return head
+        with suppress(OSError):
+            return (git / head[5:]).read_text(encoding="ascii").strip()
+        for line in (git / "packed-refs").read_text(encoding="ascii").splitlines():
+            if line.endswith(f" {head[5:]}"):
+                return line.split()[0]
+    return ""
+
+
 def write_result(folder: Path, result: Any, **more: Any) -> None:
     """result.json, written last: its being there is what makes a run done.
 
     The state that a killed run would have resumed from goes after it.
     """
-    table = asdict(result) | more | {"versions": versions()}
+    own, here = versions(), made_by()
+    table = asdict(result) | more | {"versions": own}
+    table["made_by"] = {name: value for name, value in here.items() if name not in own}
     table["out"] = str(result.out)
     write_text_atomic(folder / "result.json", json.dumps(table, indent=1, default=str) + "\n")
     (folder / "state.pt").unlink(missing_ok=True)

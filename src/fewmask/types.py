@@ -311,6 +311,19 @@ class PredictResult:
 
 
 @dataclass(frozen=True)
+class RerunResult:
+    """What came of running a result again."""
+
+    out: Path
+    same: bool
+    """Whether weights (of a study: scores) are equal, to the bit."""
+    differences: tuple[str, ...]
+    """A line each: what is otherwise in the results."""
+    surroundings: tuple[str, ...]
+    """A line each: versions and machine that are otherwise than where the result was made."""
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """A finished (or partly finished) study; `rows` are those of `results.csv`."""
 

@@ -18,7 +18,12 @@ from fewmask.settings.comparing import (
     Suggesting,
     SuggestSettings,
 )
-from fewmask.settings.studying import DemoSettings, ReportSettings, StudySettings
+from fewmask.settings.studying import (
+    DemoSettings,
+    ReportSettings,
+    RerunSettings,
+    StudySettings,
+)
 from fewmask.settings.training import (
     NOT_WHAT_IS_COMPUTED,
     RECIPES,
@@ -45,7 +50,7 @@ __all__ = [
     "NOT_WHAT_IS_COMPUTED", "RANGES", "RECIPES", "WATCHING", "WEIGHTINGS", "CheckSettings",
     "DemoSettings", "EngineName", "EvaluateSettings", "ExportSettings", "FinetuneSettings",
     "Format", "Keep", "Loss", "Machine", "MaskFlags", "Optimizer", "PredictSettings",
-    "PretrainSettings", "ProbeSettings", "Reading", "ReportSettings", "Schedule", "Settings",
-    "SimilaritySettings", "StudySettings", "SuggestSettings", "Suggesting", "TrainingMachine",
-    "numbers",
+    "PretrainSettings", "ProbeSettings", "Reading", "ReportSettings", "RerunSettings", "Schedule",
+    "Settings", "SimilaritySettings", "StudySettings", "SuggestSettings", "Suggesting",
+    "TrainingMachine", "numbers",
 ]  # fmt: skip

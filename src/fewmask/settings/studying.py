@@ -106,6 +106,16 @@ class ReportSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RerunSettings(Settings):
+    """Repeat a run or a study in another folder, and say whether the same comes out."""
+
+    result: str
+    """The folder of a finished run of pretrain or finetune, or of a study."""
+    out: str
+    """The folder to write the repetition to."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoSettings(Settings):
     """The whole study on a small generated data set, in under three minutes on two cores."""
 

@@ -21,7 +21,7 @@ from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
-from fewmask.runs import config_of, key_of, versions
+from fewmask.runs import config_of, key_of, made_by, versions
 from fewmask.studies.described import class_balance, nearness, some
 from fewmask.studies.leakage import Leakage
 from fewmask.studies.plan import Cell, Plan
@@ -219,6 +219,7 @@ def _facts(
         "warnings": list(study.prepared.checked.warnings),
         "command": command,
         "versions": versions(),
+        "made_by": {k: v for k, v in made_by().items() if k not in versions()},
         "device": study.device or str(study.fabric.device),
         "precision": study.fabric._precision.precision,
         "definitions": DEFINITIONS,

@@ -1,11 +1,20 @@
 """pretrain and finetune: the wiring from settings to a finished run folder."""
 
-from fewmask.workflows.finetuning import Prepared, finetune, prepare, save_run, start_model, train
+from fewmask.workflows.finetuning import (
+    Prepared,
+    finetune,
+    mask_options,
+    prepare,
+    save_run,
+    start_model,
+    train,
+)
 from fewmask.workflows.pretraining import pool_facts, pretrain, try_pretraining
 
 __all__ = [
     "Prepared",
     "finetune",
+    "mask_options",
     "pool_facts",
     "prepare",
     "pretrain",

@@ -1,0 +1,100 @@
+"""rerun: the same comes out, or what differs is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fewmask
+from fewmask.checkpoint import read_weights, save_weights
+from fewmask.runs import made_by
+from fewmask.types import UserError
+
+SMALL = {"encoder": "resnet18", "size": 32, "steps": 2, "batch_size": 4}
+
+
+def test_a_run_comes_out_the_same(
+    tmp_path: Path, write_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_pairs(8)
+    fewmask.pretrain(
+        images=str(pairs / "images"), out=str(tmp_path / "a"), pretext="jigsaw", **SMALL
+    )
+    again = fewmask.rerun(result=str(tmp_path / "a"), out=str(tmp_path / "b"))
+    assert (again.same, again.differences, again.surroundings) == (True, (), ())
+    fewmask.finetune(
+        pairs=str(pairs), out=str(tmp_path / "c"), init=str(tmp_path / "a"), decoder="fpn", **SMALL
+    )
+    assert fewmask.rerun(result=str(tmp_path / "c"), out=str(tmp_path / "d")).same
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_differs_is_said(
+    tmp_path: Path, write_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, run = write_pairs(8), tmp_path / "a"
+    fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL)
+    told = json.loads((run / "result.json").read_text())
+    assert told["made_by"]["threads"] == made_by()["threads"]
+    told["versions"]["torch"] = "1.0"
+    (run / "result.json").write_text(json.dumps(told))
+    weights = read_weights(run / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[name] += 0.25
+    save_weights(run / "model.safetensors", weights, {})
+    again = fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
+    assert not again.same
+    assert again.differences == ("model.safetensors: weights differ by up to 0.25",)
+    assert again.surroundings == (f"torch is {made_by()['torch']} here, was 1.0",)
+    assert "warning: torch is" in capsys.readouterr().err
+    # Without the weights the numbers speak.
+    (run / "model.safetensors").unlink()
+    told["val_loss"] += 1
+    (run / "result.json").write_text(json.dumps(told))
+    (line,) = fewmask.rerun(result=str(run), out=str(tmp_path / "c")).differences
+    assert line.startswith(f"val_loss: {told['val_loss']} before, ")
+
+
+def test_other_data_and_no_results_are_mistakes(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    pairs, run = write_pairs(8), tmp_path / "a"
+    fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL)
+    mask = sorted((pairs / "masks").iterdir())[0]
+    before = mask.read_bytes()
+    Image.new("L", (48, 40), 1).save(mask)
+    with pytest.raises(UserError, match="holds other images or masks now"):
+        fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+    mask.write_bytes(before)
+    with pytest.raises(UserError, match="is the result itself"):
+        fewmask.rerun(result=str(run), out=str(run))
+    with pytest.raises(UserError, match=r"holds neither study\.json nor"):
+        fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
+    (run / "result.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no table"):
+        fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
+
+
+def test_a_study_comes_out_the_same_or_says_which_cell_does_not(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    plan, out = tmp_path / "plan.toml", tmp_path / "study"
+    plan.write_text(
+        f'pairs = "{write_pairs(8)}"\nencoder = "resnet18"\nsize = 32\nbudgets = [4]\nrepeats = 2\n'
+        '[finetune]\nsteps = 2\nbatch_size = 4\n[[arms]]\ninit = "scratch"\n'
+    )
+    fewmask.study(plan=str(plan), out=str(out))
+    assert fewmask.rerun(result=str(out), out=str(tmp_path / "again")).same
+    table = (out / "results.csv").read_text().splitlines()
+    columns = table[0].split(",")
+    row = table[2].split(",")
+    row[columns.index("iou")] = "0.5"
+    (out / "results.csv").write_text("\n".join([*table[:2], ",".join(row), *table[3:]]) + "\n")
+    found = fewmask.rerun(result=str(out), out=str(tmp_path / "again"))
+    (line,) = found.differences
+    assert line.startswith("scratch at 4, repeat 1: IoU 0.500000 before, ")
