@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from fewmask import workflows
 from fewmask.data.split import Split, make_split, read_split_json
 from fewmask.devices import make_fabric
 from fewmask.evidence.verdicts import Verdict
+from fewmask.flags import flag_name
 from fewmask.ranks import refuse_many
 from fewmask.reporting.page import write_report
 from fewmask.runs import held
@@ -49,7 +52,22 @@ def run_study(settings: StudySettings, command: str = "") -> StudyResult:
         out.mkdir(parents=True, exist_ok=True)
         with held(out):
             refuse_another(study)  # another process may have begun meanwhile
-            return _run(study, settings, command, workplace)
+            return _run(study, settings, command or command_of(settings), workplace)
+
+
+def command_of(settings: StudySettings) -> str:
+    """The command line of a study that was begun from Python."""
+    words = ["fewmask", "study", settings.plan]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "plan" or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag_name(field.name if value else f"no_{field.name}"))
+        else:
+            several = isinstance(value, tuple)
+            words += [flag_name(field.name), ",".join(map(str, value)) if several else str(value)]
+    return shlex.join(words)
 
 
 def _run(study: Study, settings: StudySettings, command: str, workplace: Executor) -> StudyResult:
