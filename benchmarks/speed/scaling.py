@@ -214,6 +214,9 @@ def draw(rounds: list[dict[str, Any]], axes: list[str], path: Path) -> None:
         line = np.geomspace(mean[0, 0], mean[-1, 0], 50)
         axis.plot(line, start + rate * line**p, color=measuring.COLOURS[1], linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel=name, ylabel="CPU seconds")
+        axis.minorticks_off()
+        for ticks, values in ((axis.set_xticks, mean[:, 0]), (axis.set_yticks, mean[:, 1])):
+            ticks(values, [f"{value:,.4g}" for value in values], fontsize=7)
         axis.set_title(f"{start:.1f} s + rate x work^{p:.2f}", fontsize=8)
     figure.savefig(path, dpi=130)
 
