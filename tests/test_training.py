@@ -163,6 +163,33 @@ def _end(_: int) -> Scores:
     raise SystemExit
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_told_with_the_numbers(
+    tmp_path: Path, problem: RuntimeError
+) -> None:
+    class Large(Reconstruct):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            raise problem
+
+    with pytest.raises(UserError, match=r"out of memory on cpu: 4 images of 4 px.* GB\)\. Lower"):
+        train(tmp_path, Large())
+
+
+def test_another_runtime_error_is_not_taken_for_it(tmp_path: Path) -> None:
+    class Broken(Reconstruct):
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(tmp_path, Broken())
+
+
 def test_rates_are_ratios_of_the_base_rate() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = Optimisation("adamw", 1e-3, 0.1).build([(0.2, first), (1.0, second)])

@@ -33,6 +33,7 @@ from fewmask.data.loader import Stream
 from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import append_text, write_text_atomic
 from fewmask.finite import LossWatch
+from fewmask.headroom import within_memory
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
 from fewmask.types import Batch, Compile, UserError
@@ -259,11 +260,12 @@ class _Loop:
         factor = self.run.optimisation.factor(step, self.run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        losses = self.task(batch)
-        self.watch.see(step, losses)
-        loss = sum(losses.values())
-        self.fabric.backward(loss)
-        self.optimizer.step()
+        with within_memory(batch, self.fabric.device):
+            losses = self.task(batch)
+            self.watch.see(step, losses)
+            loss = sum(losses.values())
+            self.fabric.backward(loss)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         after: Callable[[int, int], None] | None = getattr(self.plain, "after_step", None)
         if after:
