@@ -258,6 +258,8 @@ def run_finetune(settings: Any) -> int:
     from fewmask import api
 
     result = api.finetune(**vars(settings))
+    if result.transfer:
+        print(f"started from {result.transfer.sentence()}")
     print(
         f"{result.n_train} training and {result.n_val} validation pairs, {result.steps} steps in "
         f"{result.seconds:.0f} s: validation IoU {number(result.val_iou)}"

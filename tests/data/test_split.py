@@ -120,7 +120,7 @@ def test_too_few_pairs_say_how_many_are_missing() -> None:
         make_split(2, ())
     with pytest.raises(UserError, match="10 pairs, 9 of them to test: 1 too few"):
         make_split(10, (), test_fraction=0.9)
-    with pytest.raises(UserError, match=r"1 pairs to train on.*Add 1"):
+    with pytest.raises(UserError, match=r"1 pair to train on.*Add 1"):
         take((3,), 5, 2, ())
     with pytest.raises(UserError, match="all pairs show one picture"):
         make_split(5, ((0, 1, 2, 3, 4),))

@@ -200,7 +200,7 @@ def test_what_is_no_cluster_is_named(
 @pytest.mark.timeout(900)
 def test_control_c_keeps_what_is_there(tmp_path: Path, write_pairs: Callable[..., Path]) -> None:
     path, out = tmp_path / "plan.toml", tmp_path / "out"
-    path.write_text(PLAN.format(pairs=write_pairs(12), steps=40))
+    path.write_text(PLAN.format(pairs=write_pairs(12), steps=1000))
     process = subprocess.Popen(
         [
             sys.executable,

@@ -18,6 +18,8 @@ from fewmask.data.sources import open_images
 from fewmask.runs import config_of, key_of
 from fewmask.settings import PretrainSettings, StudySettings
 from fewmask.studies import run
+from fewmask.studies.cells import arm_key
+from fewmask.studies.executing import Local
 from fewmask.studies.grid import load_plan
 from fewmask.studies.record import PATHS
 from fewmask.types import UserError
@@ -72,7 +74,7 @@ def facts_of(out: Path) -> dict[str, Any]:
 
 def prepared(plan: str, out: Path) -> Any:
     settings = StudySettings(plan=plan, out=str(out), device="cpu")
-    return run._prepare(load_plan(settings), out, settings)
+    return run._prepare(load_plan(settings), out, settings, Local())
 
 
 def test_pool_images_that_show_test_pictures_are_left_out_and_counted(
@@ -111,7 +113,7 @@ def test_no_left_out_image_is_ever_in_a_batch(
 
     def watched(self: Stream, step: int) -> Any:
         rows = whole(self, step)
-        seen.update(self.cache.names[row] for row in rows)
+        seen.update(self.store.names[row] for row in rows)
         return rows
 
     monkeypatch.setattr(Stream, "global_rows", watched)
@@ -257,5 +259,5 @@ def test_the_committed_encoders_keep_their_keys(monkeypatch: pytest.MonkeyPatch)
         def left_out(self, _: str) -> frozenset[str]:
             return frozenset()
 
-    key = run._start_key(Alone(), arm, download=False)  # type: ignore[arg-type]
+    key = arm_key(Alone(), arm, download=False)  # type: ignore[arg-type]
     assert (QUICK / "encoders" / key / "result.json").exists()
