@@ -107,11 +107,11 @@ def trained(a: argparse.Namespace, way: str, seed: int) -> list[float]:
         batch = stream.at(step)._replace(seed=seed + 1000 * (way == AGAIN)).to(fabric.device)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * optimisation.factor(step, a.steps)
-        loss = sum(ready(batch).values())
+        loss: Any = sum(ready(batch).values())
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     print(f"{way}, seed {seed}: {np.mean(losses[-a.steps // 10 :]):.4f}", flush=True)
     return losses
 

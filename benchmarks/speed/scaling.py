@@ -195,7 +195,8 @@ def write_table(record: dict[str, Any], out: Path) -> None:
         spans = f"{points[0][0][0]:,} to {points[0][-1][0]:,}"
         start, last = np.median([f[0] for f in fits]), np.median([p[-1][1] for p in points])
         exponent = measuring.interval(p for _, _, p in fits)
-        rows.append([axis, spans, f"{start:.1f} s", f"{last:.1f} s", exponent.words(), len(fits)])
+        known = exponent.words() if len(points[0]) > 2 else "-"
+        rows.append([axis, spans, f"{start:.1f} s", f"{last:.1f} s", known, len(fits)])
     head = ["axis", "from, to", "start", "CPU at the largest", "exponent (95 %)", "rounds"]
     (out / "table.md").write_text(measuring.table(head, rows))
     draw(record["rounds"], axes, out / "scaling.png")
