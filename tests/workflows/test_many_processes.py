@@ -61,6 +61,13 @@ def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     return [process.returncode for process in processes], "".join(said)
 
 
+def until_a_row(log: Path) -> None:
+    """Wait until steps are made."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+        time.sleep(0.05)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_torchrun_does_what_devices_2_does(
@@ -132,9 +139,7 @@ def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_later(
     long = (*SMALL, "--steps", "400")
     told = ("finetune", "--pairs", pairs, *long, "--out", str(out))
     processes = srun(*told)
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
-        time.sleep(0.05)
+    until_a_row(out / "metrics.jsonl")
     other = subprocess.run([*FEWMASK, *told], capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert f"process {processes[0].pid} (" in other.stderr
@@ -151,12 +156,11 @@ def test_control_c_saves_and_is_told_once(write_pairs: Callable[..., Path], tmp_
     pairs, out = str(write_pairs(8)), tmp_path / "run"
     told = ("finetune", "--pairs", pairs, *SMALL, "--steps", "400", "--out", str(out))
     processes = srun(*told)
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
-        time.sleep(0.05)
+    until_a_row(out / "metrics.jsonl")
     for process in processes:
         process.send_signal(signal.SIGINT)
     codes, said = ends(processes)
     assert codes == [130, 130], said
     assert said.count("interrupted; the same command again goes on from here") == 1
     assert "Traceback" not in said
+    assert (out / "state.pt").exists()
