@@ -146,7 +146,7 @@ def fit(
     KeyboardInterrupt.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
-    with _deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted:
         loop.go(interrupted)
     loop.load_kept()
     if not all(torch.isfinite(p).all() for p in task.parameters()):
@@ -348,7 +348,7 @@ class _Loop:
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Within the block Control-C only makes the function it gives say True; a second one stops."""
     asked = False
 

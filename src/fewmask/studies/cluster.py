@@ -24,6 +24,7 @@ from fewmask.studies.cells import encoder_folder, encoder_is_there
 from fewmask.studies.executing import is_done, say, words_of
 from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study
+from fewmask.training import deferred_interrupt
 from fewmask.types import UserError
 
 RETRIES = 3
@@ -193,13 +194,16 @@ class Cluster:
     def _watch(self, pending: dict[Any, Task], finished: Callable[[], object]) -> None:
         """Wait for all of them, telling of each; what is done is taken out of `pending`."""
         total = len(pending)
-        with progress("trainings on the cluster") as report:
+        # A KeyboardInterrupt that a signal raises inside Ray's own calls can be lost there.
+        with progress("trainings on the cluster") as report, deferred_interrupt() as interrupted:
             while pending:
                 done, _ = self.ray.wait(list(pending), num_returns=1, timeout=1.0)
                 for ref in done:
                     self._settle(ref, pending.pop(ref), f"{total - len(pending)} of {total}")
                     finished()
                 report(total - len(pending), total)
+                if interrupted():
+                    raise KeyboardInterrupt
 
     def _settle(self, ref: Any, task: Task, count: str) -> None:
         """Tell of a task that is done. Raises UserError with the user's mistakes in it."""
