@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fewmask.files import sweep
 from fewmask.settings import (
     CheckSettings,
     DemoSettings,
@@ -63,6 +64,8 @@ def _with_settings(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Cal
                 from fewmask.data.images import limit_pixels
 
                 limit_pixels(chosen.max_megapixels)
+            if (out := getattr(chosen, "out", None)) is not None:
+                sweep(Path(out))
             return work(chosen)
 
         call.__signature__ = inspect.signature(settings)  # type: ignore[attr-defined]

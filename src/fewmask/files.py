@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,23 +27,56 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     disk, no permission); what was at `path` before is then still there.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
+        with _open_beside(path) as file:
+            temporary = Path(file.name)
+            try:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+                os.replace(temporary, path)  # while it is still locked: no sweep takes it away
+                _sync_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as problem:
         cause = _system_error(problem)
         if cause is None:
             raise
         raise refused(path, cause) from problem
+
+
+def _open_beside(path: Path) -> BinaryIO:
+    """A new file beside `path`, locked as long as its writer lives, so that `sweep` knows."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        file = temporary.open("xb")
+        with suppress(OSError):  # some network file systems have no locks; nothing is swept there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return file
+        file.close()  # swept between its making and its lock
+
+
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed processes left half-written in the folder `out`, or beside the file.
+
+    What a living process is writing stays. Does nothing where there is nothing, or no permission.
+    """
+    if out.is_dir():
+        found = (Path(top) / name for top, _, names in os.walk(out) for name in names)
+    elif out.parent.is_dir():
+        found = (p for p in out.parent.iterdir() if p.name.startswith(f".{out.name}."))
+    else:
+        return
+    for path in found:
+        if _LEFT_OVER.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def append_text(path: Path, text: str) -> None:
