@@ -85,3 +85,9 @@ def test_a_file_swept_before_it_is_locked_is_made_again(
     assert swept
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{CAT FACE}" * 63, "y" * 241])
+def test_a_name_as_long_as_the_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    write_atomic(tmp_path / name, lambda file: file.write(b"whole"))
+    assert [p.name for p in tmp_path.iterdir()] == [name]

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,13 +50,24 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def _open_beside(path: Path) -> BinaryIO:
     """A new file beside `path`, locked as long as its writer lives, so that `sweep` knows."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f"{_left_over(path)}{secrets.token_hex(4)}.tmp")
         file = temporary.open("xb")
         with suppress(OSError):  # some network file systems have no locks; nothing is swept there
             fcntl.flock(file, fcntl.LOCK_EX)
         if temporary.exists():
             return file
         file.close()  # swept between its making and its lock
+
+
+LONGEST_NAME = 255 - len("..01234567.tmp")
+"""Bytes of a file name with which its half-written file's name still fits on common systems."""
+
+
+def _left_over(path: Path) -> str:
+    """How the names of half-written files of `path` begin."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_NAME else blake2b(name, digest_size=16).hexdigest()
+    return f".{short}."
 
 
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -69,7 +81,7 @@ def sweep(out: Path) -> None:
     if out.is_dir():
         found = (Path(top) / name for top, _, names in os.walk(out) for name in names)
     elif out.parent.is_dir():
-        found = (p for p in out.parent.iterdir() if p.name.startswith(f".{out.name}."))
+        found = (p for p in out.parent.iterdir() if p.name.startswith(_left_over(out)))
     else:
         return
     for path in found:

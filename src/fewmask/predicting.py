@@ -15,6 +15,7 @@ from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import Undecodable, format_of
 from fewmask.data.items import ImageItem
+from fewmask.data.looks import cannot
 from fewmask.data.sources import open_file, open_images
 from fewmask.devices import pick_device
 from fewmask.engines import Engine, open_engine
@@ -100,7 +101,7 @@ def _readable(
 
     for one in in_order(decode, found, workers, ahead=BATCH):
         if isinstance(one, Undecodable):
-            faults.append(f"{one.where}: cannot be decoded ({one.reason}). Remove it")
+            faults.append(cannot(one))
         else:
             yield one
 
