@@ -116,6 +116,15 @@ def test_too_many_broken_images_are_an_error_of_one_line_each(
     assert mistake.value.faults == (f"{path}: no image, by its content. Replace or remove it",)
 
 
+def test_a_folder_that_vanishes_is_to_be_brought_back(images: ImageSet) -> None:
+    store = OnDemand(images.src, images.items, 16, "square")
+    store.take(np.array([0, 1]))
+    for path in Path(images.src).rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"00\.png: No such file or directory\. Bring it back"):
+        store.take(np.array([0]))
+
+
 def test_little_shared_memory_means_threads(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,7 @@ def cached_pairs(
             pixels, valid = resize_image(pair.image.pixels(), size, resize)
             return pixels, valid, resize_mask(lut[pair.mask.values()], size, resize)
         except Undecodable as problem:
-            raise UserError(f"{problem.where}: {problem.reason}. Replace or remove it") from None
+            raise UserError(f"{problem.where}: {problem.reason}. {problem.mend}") from None
 
     items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
     # By content as well: a mask drawn anew may keep its size, and a copy its time.

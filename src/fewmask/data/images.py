@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -47,6 +48,21 @@ class Undecodable(Exception):
     def __init__(self, where: str, reason: str, mend: str = "Replace or remove it") -> None:
         super().__init__(f"{where}: {reason}")
         self.where, self.reason, self.mend = where, reason, mend
+
+
+_MENDS = {
+    errno.ENOENT: "It is gone, or a link leads nowhere: bring it back, or remove the link",
+    errno.ENOTDIR: "It is gone: bring it back",
+    errno.EACCES: "Give the permission to read it",
+    errno.EIO: "The disk cannot read it: restore it from a copy, or remove it",
+}
+
+
+def unreadable(where: str, problem: OSError) -> Undecodable:
+    """What the system says of a file that it does not let us read."""
+    reason = problem.strerror or type(problem).__name__
+    mend = _MENDS.get(problem.errno or 0)
+    return Undecodable(where, reason) if mend is None else Undecodable(where, reason, mend)
 
 
 _quiet_lock = threading.Lock()

@@ -10,7 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from fewmask.data.images import Pixels, Undecodable, decode_image, decode_mask, resize_image
+from fewmask.data.images import (
+    Pixels,
+    Undecodable,
+    decode_image,
+    decode_mask,
+    resize_image,
+    unreadable,
+)
 from fewmask.data.table import ClassTable
 from fewmask.types import Resize
 
@@ -62,7 +69,7 @@ class ImageFile:
         try:
             return self.path.read_bytes()
         except OSError as problem:
-            raise Undecodable(self.where, str(problem.strerror)) from None
+            raise unreadable(self.where, problem) from None
 
     def stamp(self) -> tuple[int, int]:
         try:

@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fewmask.data.images import Pixels, Undecodable, decode_image
+from fewmask.data.images import Pixels, Undecodable, decode_image, unreadable
 from fewmask.data.listing import SUFFIXES
 from fewmask.data.place import cache_root
 from fewmask.files import write_bytes_atomic
@@ -101,7 +101,7 @@ class TarImage:
                 file.seek(self.offset)
                 found = file.read(self.size)
         except OSError as problem:
-            raise Undecodable(self.where, str(problem.strerror)) from None
+            raise unreadable(self.where, problem) from None
         if len(found) < self.size:
             raise Undecodable(self.where, "the tar file ends within it")
         return found

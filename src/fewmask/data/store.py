@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -120,7 +122,13 @@ class Names(Sequence[str]):
 def refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
     """Raises UserError where more than 1 in 100 of `n` images could not be decoded."""
     if len(skipped) * 100 > n:
-        shown = [f"{fault}. Replace or remove it" for fault in skipped[:10]]
+        shown = [f"{fault}. {_mend(fault)}" for fault in skipped[:10]]
         more = len(skipped) - len(shown)
         rest = [f"{src}: and {more} more; over 1 % cannot be decoded"] if more else []
         raise UserError(*shown, *rest)
+
+
+def _mend(fault: str) -> str:
+    """Of a pool that is being read: a file that is gone was there when it was listed."""
+    gone = fault.endswith(os.strerror(errno.ENOENT))
+    return "Bring it back" if gone else "Replace or remove it"
