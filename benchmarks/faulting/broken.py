@@ -143,7 +143,7 @@ def _places(told: Any) -> Any:
 
 def text(data: bytes, ending: str, draw: random.Random) -> bytes:
     """A TOML, JSON or JSON-lines file broken in its bytes or, more often, in its values."""
-    if draw.random() < 0.3:
+    if draw.random() < 0.3 or not data.strip():
         return bytes_of(data, draw)
     if ending == ".jsonl":
         lines = data.splitlines()

@@ -360,8 +360,10 @@ def run_study(settings: Any) -> int:
 
 
 def print_study(result: Any) -> int:
-    """A study's table and the path of its page."""
+    """A study's table, what it says in words, and the path of its page."""
     print((result.out / "table.md").read_text(encoding="utf-8"))
+    for sentence in result.findings:
+        print(sentence)
     print(f"page: {result.page}")
     return 0
 

@@ -325,11 +325,15 @@ class RerunResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A finished (or partly finished) study; `rows` are those of `results.csv`."""
+    """A finished (or partly finished) study; `rows` are those of `results.csv`.
+
+    `findings` are the sentences on top of its page: did it help, and how sure is that.
+    """
 
     out: Path
     page: Path
     rows: tuple[dict[str, Any], ...] = field(default=())
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,6 @@ def test_masks_needed_are_where_the_curve_is() -> None:
         (repeats(power)[:, :2], 0.6, "a curve needs three"),
         (repeats(power)[:1], 0.6, "repeat one"),
         (repeats(lambda n: 0.6 + 0 * n, noise=0.02), 0.65, "does not rise"),
-        (repeats(power), 0.1, "already reaches it"),
         (repeats(power), 0.97, "lies beyond 256 masks"),
         (repeats(power, noise=0.03), 0.76, "it may take"),
         (repeats(power)[:, 2:], 0.8, "too few to go beyond"),
@@ -111,6 +110,15 @@ def test_what_is_refused_and_why(scores: Values, iou: float, why: str) -> None:
     found = masks_for(curve_of(masks, scores), iou)
     assert why in found.refusal
     assert (found.masks, found.low, found.high) == (None, None, None)
+
+
+def test_what_the_smallest_budget_reaches_takes_at_most_that() -> None:
+    found = masks_for(curve_of(MASKS, repeats(power)), 0.1)
+    assert (found.at_most, found.masks, found.refusal) == (int(MASKS.min()), None, "")
+    saved = masks_saved(
+        curve_of(MASKS, repeats(lambda n: 0.3 + power(n))), curve_of(MASKS, repeats(power)), 8
+    )
+    assert saved.needed.at_most == int(MASKS.min())
 
 
 def test_masks_saved_is_the_arm_s_need_for_the_baseline_s_iou() -> None:

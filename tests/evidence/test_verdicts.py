@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fewmask.evidence.counts import ScoredRun, read_scored
-from fewmask.evidence.crossed import Estimate
-from fewmask.evidence.verdicts import Rules, Verdict, holm, judge, repeats_missing
+from fewmask.evidence.crossed import Values, estimate
+from fewmask.evidence.verdicts import Rules, Verdict, holm, judge
 
 NAMES = tuple(f"i{i}" for i in range(60))
 
@@ -112,16 +112,66 @@ def test_holm_is_its_definition(seed: int) -> None:
         assert {i for i in range(6) if found[i] <= alpha} == rejected
 
 
-def test_more_repeats_are_foreseen_where_they_can_decide() -> None:
-    def of(mean: float, runs: float, images: float) -> Estimate:
-        return Estimate(np.float64(mean), np.float64(runs), np.float64(images), 3, 100)
+def scored(values: Values) -> dict[int, ScoredRun]:
+    return {r: ScoredRun(float(row.mean()), NAMES, row) for r, row in enumerate(values)}
 
-    more = repeats_missing(of(0.02, 1e-4, 0), 0.95, 0.01)
-    assert more is not None
-    wide = of(0.02, 1e-4, 0)
-    assert wide.half_width(runs=3 + more) < 0.02 < wide.half_width(runs=2 + more)
-    assert repeats_missing(of(0.02, 1e-6, 1e-2), 0.95, 0.01) is None  # too few images
-    assert repeats_missing(of(0.0, 1e-4, 0), 0.95, 0.01) is not None  # equivalence, some day
+
+def drawn(mean: float, of_run: float, of_image: float, seed: int, n: int = 3) -> Values:
+    """Differences [n,60] with exactly that mean."""
+    random = np.random.default_rng(seed)
+    found = of_run * random.standard_normal((n, 1)) + of_image * random.standard_normal((1, 60))
+    found = found + 1e-3 * random.standard_normal((n, 60))
+    return found - found.mean() + mean
+
+
+def test_the_repeats_foreseen_are_those_after_which_the_same_rule_decides() -> None:
+    rules = Rules()
+    arms = {
+        f"a{i}": drawn(mean, 0.02, 0, i)
+        for i, mean in enumerate((0.03, 0.02, 0.015, -0.02, 0.0005))
+    }
+    base = scored(np.zeros((3, 60)))
+    found = judge({name: scored(values) for name, values in arms.items()}, base, 8, rules)
+    estimates = {name: estimate(values) for name, values in arms.items()}
+
+    def decided(name: str, more: int) -> bool:
+        """Every arm with that many runs more, tested and corrected in the plain way."""
+        differ = holm([float(e.p_value(0, e.runs + more)) for e in estimates.values()])
+        ends = [
+            max(float(e.p_value(null, e.runs + more)) for null in (-0.01, 0.01))
+            if abs(float(e.mean)) < 0.01
+            else 1.0
+            for e in estimates.values()
+        ]
+        place = [*estimates].index(name)
+        return min(differ[place], holm(ends)[place]) <= 0.05
+
+    foreseen = [v for v in found if v.more]
+    assert len(foreseen) >= 4
+    for verdict in foreseen:
+        assert verdict.more is not None
+        assert decided(verdict.arm, verdict.more)
+        assert not decided(verdict.arm, verdict.more - 1)
+        assert not verdict.images_short
+    alone = judge({"a1": scored(arms["a1"])}, base, 8, rules)[0]
+    assert alone.more is not None
+    assert alone.more < next(v.more or 0 for v in found if v.arm == "a1")
+
+
+def test_too_few_test_images_are_told_from_too_few_repeats() -> None:
+    base = scored(np.zeros((3, 60)))
+    (images,) = judge({"a": scored(drawn(0.01, 1e-4, 0.3, 1))}, base, 8, Rules())
+    assert (images.word, images.more, images.images_short) == ("cannot tell", None, True)
+    (repeats,) = judge({"a": scored(drawn(0.012, 0.3, 1e-6, 1))}, base, 8, Rules())
+    assert (repeats.word, repeats.more, repeats.images_short) == ("cannot tell", None, False)
+
+
+def test_no_more_repeats_are_foreseen_than_the_limit_of_looking_allows() -> None:
+    base, arm = scored(np.zeros((3, 60))), scored(drawn(0.013, 0.05, 0, 1))
+    (free,) = judge({"a": arm}, base, 8, Rules())
+    assert (free.more or 0) > 1
+    (held,) = judge({"a": arm}, base, 8, Rules(first=2, most=3 + 1, planned=True))
+    assert held.more is None
 
 
 def test_counts_are_read_back_and_must_fit_the_score(tmp_path: Path) -> None:

@@ -124,3 +124,100 @@ def test_targets_are_answered_on_the_page(study: Callable[..., list[Cell]], tmp_
     facts = json.loads((tmp_path / "out" / "study.json").read_text())
     assert facts["targets"] == [0.62]
     assert "IoU 0.62" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_repeats_added_by_hand_are_looks_and_said_to_be(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    def facts() -> dict[str, object]:
+        found: dict[str, object] = json.loads((tmp_path / "out" / "study.json").read_text())
+        return found
+
+    def p_value() -> float:
+        with (tmp_path / "out" / "verdicts.csv").open() as file:
+            return next(float(row["p"]) for row in csv.DictReader(file) if row["arm"] == "noisy")
+
+    study()
+    assert facts()["looked"] == {"8": [3]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "added by hand" not in page
+    study(repeats=5)
+    assert facts()["looked"] == {"8": [3, 5]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Repeats were added by hand after verdicts had been written, from 3 up to 5" in page
+    looked = p_value()
+    told = facts() | {"looked": {"8": [5]}}  # as if five had been there from the start
+    (tmp_path / "out" / "study.json").write_text(json.dumps(told))
+    fewmask.report(study=str(tmp_path / "out"))
+    assert p_value() < looked
+    (tmp_path / "out" / "study.json").write_text(json.dumps(told | {"looked": {"8": [3, 5]}}))
+    study(repeats=5, until_decided=True, most_repeats=7)
+    assert facts()["until_decided"] == {"first": {"8": 3}, "most": 7}
+
+
+def test_the_limit_of_looking_cannot_be_passed_by_hand(
+    study: Callable[..., list[Cell]],
+) -> None:
+    study(until_decided=True, most_repeats=5)
+    with pytest.raises(UserError, match="hold for up to 5 repeats, the limit when it began"):
+        study(repeats=6)
+
+
+def test_a_limit_that_leaves_nothing_to_add_is_refused(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="the plan has 3 repeats already; name more"):
+        study(until_decided=True, most_repeats=3)
+    study(until_decided=True, most_repeats=4)
+    facts = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert facts["until_decided"]["most"] == 4
+
+
+def test_another_share_to_test_on_is_another_study(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    study()
+    plan = tmp_path / "plan.toml"
+    plan.write_text("test = 0.5\n" + plan.read_text())
+    with pytest.raises(UserError, match=r"tests on 0\.2 of the pairs, not on 0\.5 of the pairs"):
+        study()
+
+
+def test_budgets_of_more_masks_than_there_are_are_refused(
+    study: Callable[..., list[Cell]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.toml"
+    text = plan.read_text()
+    plan.write_text(text.replace("budgets = [8]", "budgets = [8, 17, 1.0]"))
+    with pytest.raises(UserError) as raised:
+        study()
+    assert raised.value.faults == (
+        "budget 17: 17 masks, and beside the 4 pairs to test on there are 16. Name at most 16, "
+        "or 0.8 of all",
+        "budget 1.0: 20 masks, and beside the 4 pairs to test on there are 16. Name at most 16, "
+        "or 0.8 of all",
+    )
+    plan.write_text(text.replace("budgets = [8]", "budgets = [16, 0.8]"))
+    study()
+    assert "warning: budgets 16, 0.8 are the same 16 masks" in capfd.readouterr().err
+
+
+def test_a_damaged_study_json_is_named(study: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    study()
+    path = tmp_path / "out" / "study.json"
+    for broken in ("{", "[]", "{}", "[" * 100_000):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"study\.json: damaged, or no study's"):
+            study()
+    path.unlink()
+    assert study() == []
+
+
+def test_the_findings_are_told_and_kept(study: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    study()
+    plan, out = str(tmp_path / "plan.toml"), tmp_path / "out"
+    result = fewmask.study(plan=plan, out=str(out))
+    assert any("helped in 1 of 2: clear at 8 masks" in said for said in result.findings)
+    with (out / "verdicts.csv").open() as file:
+        words = {row["arm"]: row["verdict"] for row in csv.DictReader(file)}
+    assert words == {"clear": "helped", "noisy": "cannot tell"}

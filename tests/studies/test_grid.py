@@ -125,11 +125,29 @@ def test_flags_take_the_plan_s_place(tmp_path: Path) -> None:
         ("repeats = 2", 'repeats = 2\nbaseline = "none"', "baseline none is no arm"),
         ('pairs = "labelled"', "", "pairs is missing"),
         ("size = 64", "size = = 64", "not valid TOML"),
+        ('pairs = "labelled"', "pairs = 5", "pairs is 5; expected text"),
+        ('pairs = "labelled"', 'pairs = "labelled"\ntest = "a"', "test a: expected a share"),
+        ('pairs = "labelled"', 'pairs = "labelled"\ntest = 1.5', "test 1.5: expected a share"),
+        (
+            "[finetune]\nsteps = 10",
+            "finetune = 5",
+            r"finetune is 5; expected a table, \[finetune\]",
+        ),
+        ("budgets = [4, 0.5]", "budgets = [true]", "budget True; expected a fraction"),
+        ("budgets = [4, 0.5]", "budgets = [nan]", "own.toml: budget nan; expected a fraction"),
+        ("repeats = 2", "repeats = true", "repeats 4 = True"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         plan_of(tmp_path, OWN.replace(before, after))
+
+
+@pytest.mark.parametrize("arms", ["5", "[5]", '"scratch"'])
+def test_arms_that_are_no_tables_are_named(tmp_path: Path, arms: str) -> None:
+    head = OWN.split("[finetune]")[0]
+    with pytest.raises(UserError, match=r"arms is .*; expected tables, \[\[arms\]\]"):
+        plan_of(tmp_path, f"{head}arms = {arms}\n")
 
 
 def test_flags_for_masks_reach_the_plan(tmp_path: Path) -> None:

@@ -87,7 +87,16 @@ def coverage(s: Surroundings) -> Estimate:
     gained = _by_neighbour(s.itself, _each(next_covered - covered, s.itself.k))
     without_target = (covered.sum() - covered + gained) / (n - 1)
     e = jackknife(float(covered.mean()), without_source, without_target)
-    return Estimate(e.value, max(e.low, 0.0), min(e.high, 1.0))
+    # Where all or none are covered nothing varies, and the jackknife would be sure of a small set.
+    low, high = wilson(e.value, n)
+    return Estimate(e.value, max(min(e.low, low), 0.0), min(max(e.high, high), 1.0))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of n (Wilson 1927, J. Am. Stat. Assoc. 22:209)."""
+    z = 1.959964
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return float((middle - half) / (1 + z**2 / n)), float((middle + half) / (1 + z**2 / n))
 
 
 def density(s: Surroundings) -> Estimate:

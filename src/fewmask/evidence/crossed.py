@@ -60,7 +60,9 @@ class Estimate:
     runs: int
     images: int
 
-    def half_width(self, level: float | Values = LEVEL, runs: int | None = None) -> Values:
+    def half_width(
+        self, level: float | Values = LEVEL, runs: float | Values | None = None
+    ) -> Values:
         """Of the interval at `level`; NaN for a single run.
 
         sqrt(t_R^2 over_runs + t_n^2 over_images), t_R and t_n Student's quantiles of R - 1 and
@@ -68,13 +70,14 @@ class Estimate:
         pooled number of degrees of freedom, after Satterthwaite, is too narrow with two or three
         runs: a variance over runs that is small by luck also looks well known.)
 
-        `runs`: what to expect of that many runs instead, if they vary like these.
+        `runs`: what to expect of that many runs instead, if they vary like these; at least 2, inf
+        for what the images alone leave open.
         """
         from scipy.stats import t
 
-        r = self.runs if runs is None else runs
-        if min(r, self.runs) < 2:
+        if self.runs < 2:
             return np.full(np.shape(self.mean), np.nan)
+        r = np.asarray(self.runs if runs is None else runs, float)
         tail = (1 - np.asarray(level)) / 2
         squared = t.isf(tail, r - 1) ** 2 * self.over_runs * self.runs / r
         if self.images:
@@ -82,15 +85,16 @@ class Estimate:
         found: Values = np.sqrt(squared)
         return found
 
-    def p_value(self, null: float = 0.0) -> Values:
+    def p_value(self, null: float = 0.0, runs: float | Values | None = None) -> Values:
         """Two-sided: one less the highest level whose interval leaves out `null`.
 
-        NaN for a single run. Never below 1e-13.
+        NaN for a single run. Never below 1e-13. `runs` as in `half_width`.
         """
         distance = np.abs(np.asarray(self.mean, float) - null)
+        distance = distance + np.zeros(np.shape(runs)) if runs is not None else distance
         if self.runs < 2:
             return np.full(np.shape(distance), np.nan)
-        found = bisect(lambda p: self.half_width(1 - p) <= distance, np.shape(distance))
+        found = bisect(lambda p: self.half_width(1 - p, runs) <= distance, np.shape(distance))
         certain = (np.asarray(self.over_runs) <= 0) & (np.asarray(self.over_images) <= 0)
         return np.where(certain, np.where(distance > 0, 0.0, 1.0), found)
 

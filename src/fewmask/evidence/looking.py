@@ -9,6 +9,7 @@ fixed beforehand, and no look to be left out of `first` and `most`.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -44,7 +45,7 @@ def smallest_p(first: int, most: int) -> Values:
 
 def adjusted(p: float, first: int, most: int) -> float:
     """How often, without a difference, the smallest p of all looks is at most `p`."""
-    if most <= first:
+    if most <= first or math.isnan(p):
         return p
     found = smallest_p(first, most)
     return float((np.searchsorted(found, p, side="right") + 1) / (len(found) + 1))

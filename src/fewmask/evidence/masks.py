@@ -18,13 +18,17 @@ WIDEST = 8.0
 
 @dataclass(frozen=True)
 class Needed:
-    """How many masks reach an IoU: about `masks`, `low` to `high` (95 %); or why not."""
+    """How many masks reach an IoU: about `masks`, `low` to `high` (95 %); or why not.
+
+    Where the smallest budget reaches it already, that is `at_most`, and nothing else is known.
+    """
 
     iou: float
     masks: int | None = None
     low: int | None = None
     high: int | None = None
     refusal: str = ""
+    at_most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
     most, least = float(curve.masks.max()), float(curve.masks.min())
     low_end, _, _ = curve.band(np.array([least]))
     if iou <= float(low_end[0]):
-        return Needed(iou, refusal=f"the smallest budget, {least:g} masks, already reaches it")
+        return Needed(iou, at_most=round(least))
     if not _rises(curve):
         return Needed(iou, refusal="IoU does not rise with the masks by more than the noise")
     limit = FURTHEST * most
@@ -83,7 +87,7 @@ def masks_saved(arm: Curve | str, baseline: Curve | str, of: int) -> Saved:
     ends = masks_for(arm, low), masks_for(arm, high)
     if found.masks is None:
         return Saved(of, found)
-    if ends[1].high is None:
+    if ends[1].high is None:  # `at_most` can't be: it is harder than what takes `found.masks`
         return Saved(of, Needed(middle, refusal=ends[1].refusal))
     floor = ends[0].low if ends[0].low is not None else 1
     return Saved(of, Needed(middle, found.masks, floor, ends[1].high))

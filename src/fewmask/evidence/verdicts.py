@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewmask.evidence.counts import ScoredRun
 from fewmask.evidence.crossed import LEVEL, Estimate, Values, estimate, of_scores
@@ -25,14 +26,16 @@ class Rules:
     """How verdicts are reached; fixed before the results are seen.
 
     `margin` is the difference in IoU (a fraction of 1) within which two arms are called equivalent.
-    `most` says that repeats were added one by one until decided, up to that many, `first` how many
-    there were at the first look.
+    `most` says that repeats were added after a look at the verdicts, up to that many, `first` how
+    many there were at the first look. `planned`: the limit was fixed before that look and repeats
+    were added until decided; else somebody added them by hand.
     """
 
     margin: float = MARGIN
     level: float = LEVEL
     first: int = 0
     most: int = 0
+    planned: bool = False
 
     @property
     def sequential(self) -> bool:
@@ -49,8 +52,9 @@ class Verdict:
     arms at the budget (Holm) and for looking early.
 
     `images` is how many test images the interval covers the choice of; 0 says that the cells hold
-    no counts and it covers the runs alone. `more` is about how many further repeats would decide:
-    0 where it is decided, None where no number up to 100 would.
+    no counts and it covers the runs alone. `more` is about how many further repeats of every arm
+    would decide: 0 where it is decided, None where no number up to 100 (or up to the limit of
+    looking) would; `images_short` where no number at all would, for the test images are too few.
     """
 
     arm: str
@@ -64,6 +68,7 @@ class Verdict:
     word: Word
     images: int
     more: int | None
+    images_short: bool = False
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -92,23 +97,39 @@ def judge(
     and for equivalence apart.
     """
     compared = [c for name, runs in arms.items() if (c := _compare(name, runs, baseline))]
-    differ, alike = [], []
-    for one in compared:
-        p = [float(one.found.p_value(null)) for null in (0.0, -rules.margin, rules.margin)]
-        inside = abs(float(one.found.mean)) < rules.margin
-        differ.append(_looked(p[0], rules))
-        alike.append(_looked(max(p[1:]), rules) if inside else 1.0)
-    differ, alike = holm(differ), holm(alike)
+    differ, alike = (values[:, 0] for values in _corrected(compared, np.zeros(1), rules))
+    ahead = np.append(np.arange(1.0, FORESEEN + 1), np.inf)
+    later = np.minimum(*_corrected(compared, ahead, rules)) <= 1 - rules.level
     return [
-        _verdict(one, budget, p, q, rules)
-        for one, p, q in zip(compared, differ, alike, strict=True)
+        _verdict(one, budget, (float(p), float(q)), decided, rules)
+        for one, p, q, decided in zip(compared, differ, alike, later, strict=True)
     ]
 
 
-def _looked(p: float, rules: Rules) -> float:
-    if math.isnan(p):
-        return 1.0
-    return adjusted(p, rules.first, rules.most) if rules.sequential else p
+def _corrected(compared: Sequence[_Compared], more: Values, rules: Rules) -> tuple[Values, Values]:
+    """p-values of no difference and of one of the margin or more, [arms, len(more)], corrected.
+
+    `more`: with that many further runs of every arm, if they vary as those that there are and the
+    means stay.
+    """
+    differ, alike = np.ones((2, len(compared), len(more)))
+    for i, one in enumerate(compared):
+        runs = one.found.runs + more
+        differ[i] = _looked(one.found.p_value(0.0, runs), rules)
+        if abs(float(one.found.mean)) < rules.margin:
+            ends = [one.found.p_value(null, runs) for null in (-rules.margin, rules.margin)]
+            alike[i] = _looked(np.maximum(*ends), rules)
+    for table in (differ, alike):
+        for j in range(len(more)):
+            table[:, j] = holm(table[:, j].tolist())
+    return differ, alike
+
+
+def _looked(p_values: Values, rules: Rules) -> Values:
+    known = np.nan_to_num(p_values, nan=1.0)
+    if not rules.sequential:
+        return known
+    return np.array([adjusted(p, rules.first, rules.most) for p in known.tolist()])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -148,8 +169,15 @@ def _differences(pairs: Sequence[tuple[ScoredRun, ScoredRun]]) -> Values | None:
     return np.stack(rows) if len(names) > 1 else None
 
 
-def _verdict(one: _Compared, budget: int | float, p: float, q: float, rules: Rules) -> Verdict:
-    mean, alpha = float(one.found.mean), 1 - rules.level
+def _verdict(
+    one: _Compared,
+    budget: int | float,
+    p_values: tuple[float, float],
+    decided: NDArray[np.bool_],
+    rules: Rules,
+) -> Verdict:
+    """`p_values` as in Verdict; `decided` by 1, 2, ... FORESEEN more runs, and by any number."""
+    (p, q), mean, alpha = p_values, float(one.found.mean), 1 - rules.level
     level = nominal(rules.level, rules.first, rules.most) if rules.sequential else rules.level
     half = float(one.found.half_width(level))
     word: Word = "cannot tell"
@@ -157,6 +185,10 @@ def _verdict(one: _Compared, budget: int | float, p: float, q: float, rules: Rul
         word = "equivalent"
     elif p <= alpha:
         word = "helped" if mean > 0 else "hurt"
+    unsure = word == "cannot tell"
+    most = min(FORESEEN, rules.most - one.found.runs) if rules.planned else FORESEEN
+    enough = np.flatnonzero(decided[: max(most, 0)])
+    more: int | None = int(enough[0]) + 1 if len(enough) else None
     return Verdict(
         arm=one.arm,
         budget=budget,
@@ -168,19 +200,6 @@ def _verdict(one: _Compared, budget: int | float, p: float, q: float, rules: Rul
         p_equivalent=q,
         word=word,
         images=one.found.images,
-        more=0 if word != "cannot tell" else repeats_missing(one.found, level, rules.margin),
+        more=more if unsure else 0,
+        images_short=unsure and one.found.images > 0 and not decided[-1],
     )
-
-
-def repeats_missing(found: Estimate, level: float, margin: float) -> int | None:
-    """About how many more runs would decide, if they vary like these and the mean stays.
-
-    The fewest after which the interval leaves out zero or lies within the margin; None where more
-    than FORESEEN would be needed, as when the test images are too few. NaN variances: None.
-    """
-    mean = abs(float(found.mean))
-    for runs in range(found.runs + 1, FORESEEN + 1):
-        half = float(found.half_width(level, runs))
-        if half < mean or mean + half < margin:
-            return runs - found.runs
-    return None

@@ -73,7 +73,14 @@ def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
     alone = [v for v in found if v.interval is None]
     if alone:
         said += f" {len(alone)} of {len(found)} have a single pair, which tells nothing."
-    if fixed.sequential:
+    if fixed.sequential and not fixed.planned:
+        said += (
+            " Repeats were added by hand after verdicts had been written, from "
+            f"{fixed.first} up to {fixed.most}. The words are corrected for that looking; but who "
+            "goes on until one shows is wrong more often than 1 in 20. --until-decided fixes the "
+            "limit beforehand."
+        )
+    elif fixed.sequential:
         said += (
             f" Repeats were added until decided, from {fixed.first} up to {fixed.most}; intervals "
             "and words hold under that looking."
@@ -117,8 +124,10 @@ def _to_decide(verdict: Verdict) -> str:
         return ""
     if verdict.interval is None:
         return "at least 2 repeats"
-    if verdict.more is None:
+    if verdict.images_short:
         return "more test images"
+    if verdict.more is None:
+        return "more repeats than allowed, or than 100"
     return f"about {verdict.more} more repeat{'' if verdict.more == 1 else 's'}"
 
 

@@ -77,6 +77,12 @@ class StudyFolder:
                 said.append(f"{words} pictures to train or validate on; they stayed in.")
         return tuple(said)
 
+    @property
+    def shares_test_pictures(self) -> bool:
+        """Whether some test picture is among the pairs to train on, too."""
+        found = (self.plan.get("leakage") or {}).get("test", {})
+        return any(int(found.get(kind, 0)) for kind in ("exact", "near"))
+
     def masks(self, budget: Budget) -> int:
         """The labelled pairs of a budget, those for validation included."""
         for row in self.rows:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from fewmask.evidence.counts import ScoredRun, read_scored
 from fewmask.evidence.rows import parse_budget
 from fewmask.evidence.verdicts import MARGIN, Rules, Verdict, judge
+from fewmask.files import csv_text, write_text_atomic
 from fewmask.reporting.folder import Budget, StudyFolder
+
+COLUMNS = (
+    "arm", "baseline", "budget", "repeats", "iou", "baseline_iou", "difference", "low", "high",
+    "verdict", "p", "p_equivalent", "more_repeats", "test_images",
+)  # fmt: skip
 
 
 def verdicts(study: StudyFolder, baseline: str | None = None) -> list[Verdict]:
@@ -21,14 +27,32 @@ def verdicts(study: StudyFolder, baseline: str | None = None) -> list[Verdict]:
 
 def rules(study: StudyFolder, budget: Budget | None = None) -> Rules:
     """The plan's margin, and between which numbers of repeats it looked (at a budget)."""
+    margin = float(study.plan.get("margin", MARGIN))
     looks = study.plan.get("until_decided") or {}
+    if not looks:
+        looked = study.plan.get("looked") or {}
+        seen = [n for b, ns in looked.items() if budget in (None, parse_budget(b)) for n in ns]
+        return Rules(margin, first=min(seen, default=0), most=max(seen, default=0))
     first = {parse_budget(b): int(n) for b, n in looks.get("first", {}).items()}
     fewest = min(first.values(), default=0)
     return Rules(
-        margin=float(study.plan.get("margin", MARGIN)),
+        margin=margin,
         first=fewest if budget is None else first.get(budget, fewest),
         most=int(looks.get("most", 0)),
+        planned=True,
     )
+
+
+def write_verdicts(study: StudyFolder) -> None:
+    """verdicts.csv: every arm against the baseline at every budget; IoU as a fraction of 1."""
+    rows = []
+    for v in verdicts(study):
+        low, high = v.interval or (None, None)
+        mean, against = (sum(scores) / len(v.pairs) for scores in zip(*v.pairs, strict=True))
+        values = (v.arm, study.baseline, v.budget, len(v.repeats), mean, against, v.mean, low, high,
+                  v.word, v.p, v.p_equivalent, v.more, v.images)  # fmt: skip
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    write_text_atomic(study.path / "verdicts.csv", csv_text(rows, COLUMNS))
 
 
 def _runs(study: StudyFolder, arm: str, budget: Budget) -> dict[int, ScoredRun]:

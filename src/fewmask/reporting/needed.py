@@ -56,8 +56,12 @@ def check_targets(values: object) -> list[float]:
 def needed_rows(
     study: StudyFolder, curves: dict[str, Curve | str], iou: list[float]
 ) -> list[dict[str, str]]:
-    """Arm, one column a target, and what is saved against the baseline; [] without any curve."""
-    if not iou or not any(isinstance(curve, Curve) for curve in curves.values()):
+    """Arm, one column a target, and what is saved against the baseline.
+
+    Without any curve: [], unless the plan asks for targets, which then each get the reason.
+    """
+    asked = bool(study.plan.get("targets"))
+    if not iou or not (asked or any(isinstance(curve, Curve) for curve in curves.values())):
         return []
     most = max(study.masks(budget) for budget in study.budgets)
     rows = []
@@ -65,10 +69,10 @@ def needed_rows(
         row = {"Arm": arm}
         row |= {f"{study.iou_name} {value:g}": phrase(masks_for(curve, value)) for value in iou}
         if arm == study.baseline:
-            row[f"As good as {study.baseline} with {most}"] = ""
+            row[f"As good as {study.baseline} with {most} masks"] = ""
         else:
             saved = masks_saved(curve, curves.get(study.baseline, "it has no run"), most)
-            row[f"As good as {study.baseline} with {most}"] = phrase(saved.needed)
+            row[f"As good as {study.baseline} with {most} masks"] = phrase(saved.needed)
         rows.append(row)
     return rows
 
@@ -80,7 +84,11 @@ def phrase(needed: Needed) -> str:
     'about 60 (45 to 90)'
     >>> phrase(Needed(0.85, refusal="no budget was repeated"))
     'no answer: no budget was repeated'
+    >>> phrase(Needed(0.85, at_most=8))
+    'at most 8, the smallest budget'
     """
+    if needed.at_most is not None:
+        return f"at most {needed.at_most}, the smallest budget"
     if needed.masks is None:
         return f"no answer: {needed.refusal}"
     return f"about {needed.masks} ({needed.low} to {needed.high})"
@@ -89,11 +97,11 @@ def phrase(needed: Needed) -> str:
 def needed_sentence(
     study: StudyFolder, curves: dict[str, Curve | str], iou: list[float]
 ) -> str | None:
-    """The highest target that any arm has an answer for, and every arm's answer to it."""
+    """The highest target that any arm has a number for, and every arm's answer to it."""
     for value in sorted(iou, reverse=True):
         found = {arm: masks_for(curve, value) for arm, curve in curves.items()}
-        known = {arm: one for arm, one in found.items() if one.masks is not None}
-        if known:
+        known = {arm: one for arm, one in found.items() if not one.refusal}
+        if any(one.masks is not None for one in known.values()):
             said = ", ".join(f"{arm} {phrase(one)}" for arm, one in known.items())
             rest = "" if len(known) == len(found) else "; of the others it cannot be said"
             return f"To reach {study.iou_name} {value:g} takes, in masks: {said}{rest}."

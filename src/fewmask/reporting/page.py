@@ -17,7 +17,7 @@ from fewmask.reporting.about_data import balance_rows, nearness_rows
 from fewmask.reporting.examples import disagreement_panel, example_panels
 from fewmask.reporting.findings import difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
-from fewmask.reporting.judged import rules, verdicts
+from fewmask.reporting.judged import rules, verdicts, write_verdicts
 from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
 from fewmask.reporting.table import (
     BORDER,
@@ -45,13 +45,14 @@ class Shown:
 
 
 def write_report(study: Path) -> Path:
-    """Write `table.md`, `figures/*.png` and `report.html` from what lies in the study folder.
+    """Write `table.md`, `verdicts.csv`, `figures/*.png` and `report.html` of a study folder.
 
     Copes with pending cells, a single arm or repeat, and missing panels. Raises UserError where
     `study.json` or `results.csv` can't be read.
     """
     folder = read_study(study)
     write_study_table(folder)
+    write_verdicts(folder)
     page = study / "report.html"
     write_text_atomic(page, render(folder))
     return page
@@ -78,7 +79,7 @@ def unbroken(text: str) -> str:
 def contents(study: StudyFolder) -> dict[str, Any]:
     """What the template shows, each value plain text, a list of rows or a figure."""
     plan = study.plan
-    sentences = {str(arm["name"]): str(arm.get("sentence", "")) for arm in plan.get("arms", [])}
+    sentences = {str(arm["name"]): sentence(arm) for arm in plan.get("arms", [])}
     warnings = [str(warning) for warning in plan.get("warnings", [])]
     curves = label_curves(study)
     wanted = targets(study, curves)
@@ -96,6 +97,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "findings": said,
         "facts": facts(study),
         "leakage": study.leakage,
+        "test_shared": study.shares_test_pictures,
         "arms": [(arm, sentences.get(arm, "")) for arm in study.arms],
         "baseline": study.baseline,
         "table": grouped(study_rows(study), "Model"),
@@ -126,6 +128,12 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "script_hash": f"sha256-{base64.b64encode(digest).decode('ascii')}",
         "margin": f"{100 * rules(study).margin:g}",
     }
+
+
+def sentence(arm: dict[str, Any]) -> str:
+    """What a starting point is, and how long its pre-training took."""
+    said, trained = str(arm.get("sentence", "")), arm.get("pretraining")
+    return f"{said} ({trained})" if trained else said
 
 
 def masks_of(study: StudyFolder) -> dict[str, int]:
@@ -170,8 +178,10 @@ def facts(study: StudyFolder) -> list[tuple[str, str]]:
         "Recipe": plan.get("recipe"),
         "Loss": loss_name(study),
         "Class weights": plan.get("class_weights"),
+        "Fine-tuning": plan.get("training"),
         "Headline": plan.get("headline"),
         "Data": plan.get("pairs"),
+        "Test set": plan.get("test_pairs"),
     }
     return [(name, str(value)) for name, value in found.items() if value]
 

@@ -26,6 +26,7 @@ from fewmask.settings.studying import (
 )
 from fewmask.settings.training import (
     NOT_WHAT_IS_COMPUTED,
+    PRETRAIN_EPOCHS,
     RECIPES,
     WATCHING,
     WEIGHTINGS,
@@ -47,7 +48,8 @@ from fewmask.settings.using import (
 )
 
 __all__ = [
-    "NOT_WHAT_IS_COMPUTED", "RANGES", "RECIPES", "WATCHING", "WEIGHTINGS", "CheckSettings",
+    "NOT_WHAT_IS_COMPUTED", "PRETRAIN_EPOCHS", "RANGES", "RECIPES", "WATCHING", "WEIGHTINGS",
+    "CheckSettings",
     "DemoSettings", "EngineName", "EvaluateSettings", "ExportSettings", "FinetuneSettings",
     "Format", "Keep", "Loss", "Machine", "MaskFlags", "Optimizer", "PredictSettings",
     "PretrainSettings", "ProbeSettings", "Reading", "ReportSettings", "RerunSettings", "Schedule",

@@ -84,6 +84,9 @@ NOT_WHAT_IS_COMPUTED = {f.name for f in fields(TrainingMachine)} | {"out"} | WAT
 NOT_WHAT_IS_COMPUTED |= {"cache_gb", "memory_gb"}
 """Settings that a run may be finished with though it was begun with others."""
 
+PRETRAIN_EPOCHS = 20
+"""Where neither --epochs nor --steps is given."""
+
 RECIPES: dict[Recipe, dict[str, Any]] = {
     "report": {
         "epochs": 60,

@@ -21,9 +21,16 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
     """What study.json says of looking early: {"first": {budget: repeats}, "most": repeats}.
 
     A study that has looked goes on being judged so. Raises UserError for another limit than it
-    began with: the verdicts hold for the limit that was fixed before the first look.
+    began with, also by --repeats: the verdicts hold for the limit that was fixed before the first
+    look. And for a limit that leaves nothing to add.
     """
     before: dict[str, Any] | None = earlier_facts(study.out).get("until_decided")
+    planned = max(study.plan.repeats.values())
+    if before and planned > before["most"]:
+        raise UserError(
+            f"{study.out}: its verdicts hold for up to {before['most']} repeats, the limit when it "
+            f"began to look, not for {planned}. Keep to it, or choose another --out"
+        )
     if not settings.until_decided:
         return before
     most = settings.most_repeats or (before["most"] if before else MOST)
@@ -32,7 +39,31 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
             f"{study.out}: began to look with --most-repeats {before['most']}, not {most}; its "
             "verdicts hold for that limit alone. Keep it, or choose another --out"
         )
-    return before or {"first": {str(b): n for b, n in study.plan.repeats.items()}, "most": most}
+    if most <= min(study.plan.repeats.values()):
+        raise UserError(
+            f"--most-repeats {most}: the plan has {planned} repeats already; name more, or leave "
+            "out --until-decided"
+        )
+    first = {str(b): n for b, n in study.plan.repeats.items()}
+    for budget, numbers in study.looked.items():
+        first[budget] = min([*numbers, *([first[budget]] if budget in first else [])])
+    return before or {"first": first, "most": most}
+
+
+def look(study: Study, cells: Iterable[Cell]) -> bool:
+    """Take note of the numbers of repeats whose verdicts are now to be seen; whether one is new.
+
+    Repeats that are added by hand after that are added by somebody who has seen the verdicts.
+    """
+    open_ones = {c.budget for c in cells if not (study.folder(c) / "result.json").exists()}
+    new = False
+    for budget, repeats in study.plan.repeats.items():
+        numbers = study.looked.setdefault(str(budget), [])
+        if budget not in open_ones and repeats > 1 and repeats not in numbers:
+            numbers.append(repeats)
+            numbers.sort()
+            new = True
+    return new
 
 
 def beyond(study: Study) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args, get_origin
 
 from fewmask.flags import convert
@@ -28,24 +29,29 @@ def in_range(where: str, key: str, value: Any) -> float:
 
 def read_budget(where: str, value: Any) -> BudgetSize:
     """A fraction of the pairs (float, up to 1) or a number of masks (int); raises UserError."""
-    if value == 1 and isinstance(value, int):
+    if value == 1 and isinstance(value, int) and not isinstance(value, bool):
         raise UserError(f"{where}: budget 1; 1 mask can't train and validate. 1.0 is all of them")
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
         raise UserError(
             f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks"
         )
-    if isinstance(value, float) and value > 1:
+    budget: BudgetSize = value
+    if isinstance(budget, float) and budget > 1:
         raise UserError(
-            f"{where}: budget {value}; a fraction is at most 1, a number of masks whole"
+            f"{where}: budget {budget}; a fraction is at most 1, a number of masks whole"
         )
-    return value
+    return budget
 
 
 def read_repeats(where: str, value: Any, budgets: tuple[BudgetSize, ...]) -> dict[BudgetSize, int]:
     """One number for all budgets, or a table of budget -> number; raises UserError."""
     each = value if isinstance(value, dict) else dict.fromkeys(map(str, budgets), value)
     missing = [str(b) for b in budgets if str(b) not in each]
-    wrong = [f"{k} = {v!r}" for k, v in each.items() if not isinstance(v, int) or v < 1]
+    wrong = [
+        f"{k} = {v!r}"
+        for k, v in each.items()
+        if not isinstance(v, int) or isinstance(v, bool) or v < 1
+    ]
     idle = [k for k in each if k not in map(str, budgets)]
     if idle:
         raise UserError(

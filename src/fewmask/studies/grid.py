@@ -38,6 +38,7 @@ def load_plan(settings: StudySettings) -> Plan:
     Raises UserError naming every wrong key with the nearest right one.
     """
     where, table = _table(settings.plan)
+    _refuse_shapes(where, table)
     _overlay(table, settings)
     faults: list[str] = []
     _known_keys(where, table, faults)
@@ -57,7 +58,7 @@ def load_plan(settings: StudySettings) -> Plan:
         title=str(table.get("title", table.get("name", Path(settings.plan).stem))),
         about=" ".join(str(table.get("about", "")).split()),
         pairs=finetune.pairs,
-        test=float(table.get("test", 0.2)),
+        test=in_range(where, "test", table.get("test", 0.2)),
         budgets=budgets,
         repeats=read_repeats(where, table.get("repeats", 1), budgets),
         baseline=str(baseline),
@@ -83,6 +84,29 @@ def _sharing(where: str, table: dict[str, Any]) -> dict[str, Any]:
             f"{where}: allow_overlap is for a test set of your own; name test_pairs (--test SRC)"
         )
     return said
+
+
+def _refuse_shapes(where: str, table: dict[str, Any]) -> None:
+    """Raises UserError where an entry is not of the kind that all else takes it for."""
+    faults = [
+        f"{where}: {name} is {_shown(table[name])}; expected a table, [{name}]"
+        for name in ("finetune", "pretrain")
+        if not isinstance(table.get(name, {}), dict)
+    ]
+    arms = table.get("arms", [])
+    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+        faults.append(f"{where}: arms is {_shown(arms)}; expected tables, [[arms]]")
+    for name in ("pairs", "test_pairs", "name", "title", "about", "baseline"):
+        if not isinstance(table.get(name, ""), str):
+            faults.append(f"{where}: {name} is {_shown(table[name])}; expected text")
+    if faults:
+        raise UserError(*faults)
+
+
+def _shown(value: Any) -> str:
+    """A value in a fault's line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _table(plan: str) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
 from fewmask.runs import config_of, key_of, made_by, versions
+from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
 from fewmask.studies.leakage import Leakage
 from fewmask.studies.plan import Cell, Plan
@@ -57,6 +58,8 @@ class Study:
     """As study.json's "data": the classes, and how near other pictures are to the test set."""
     looks: dict[str, Any] | None = None
     """As study.json's "until_decided": between which numbers of repeats verdicts were looked at."""
+    looked: dict[str, list[int]] = field(default_factory=dict)
+    """As study.json's "looked": numbers of repeats, by budget, whose verdicts were written."""
     device: str | None = None
     """Where the cells are computed, if not on the `fabric`'s device."""
 
@@ -142,7 +145,17 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
 def earlier_facts(out: Path) -> dict[str, Any]:
     """study.json as an earlier command has left it; empty where there is none."""
     path = out / "study.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= {"name", "pairs", "fingerprint"}:
+        raise UserError(
+            f"{path}: damaged, or no study's. Remove it, and the same command writes it again; "
+            "finished cells are kept"
+        )
     return found
 
 
@@ -173,6 +186,12 @@ def refuse_another(study: Study) -> None:
             raise UserError(
                 f"{out}: holds the study {held['name']} on {held['pairs']}. Choose another --out"
             )
+        known = held.get("test_fraction", plan.test), held.get("test_pairs", plan.test_pairs)
+        if known != (plan.test, plan.test_pairs):
+            raise UserError(
+                f"{out}: tests on {_tested(*known)}, not on {_tested(plan.test, plan.test_pairs)}. "
+                "Choose another --out"
+            )
         if held.get("margin", plan.margin) != plan.margin:
             raise UserError(
                 f"{out}: its verdicts have a margin of {held['margin']:g}, not {plan.margin:g}; "
@@ -182,6 +201,10 @@ def refuse_another(study: Study) -> None:
         raise UserError(f"{out}: is a file. Choose another --out")
     elif not (out / "cells").exists() and _holds_more_than_data(out):
         raise UserError(f"{out}: exists and is no study folder. Choose another --out")
+
+
+def _tested(fraction: object, pairs: object) -> str:
+    return f"{fraction} of the pairs" if pairs is None else str(pairs)
 
 
 def _facts(
@@ -205,12 +228,17 @@ def _facts(
         "fingerprint": study.prepared.pairs.fingerprint(),
         "n_pairs": study.n,
         "n_test": len(study.split.test),
+        "test_fraction": plan.test,
         "test_pairs": plan.test_pairs,
         "leakage": study.leakage.facts(),
         "data": study.data,
         "budgets": list(plan.budgets),
         "whole_budgets": whole,
-        "arms": [{"name": arm.name, "sentence": arm.sentence} for arm in plan.arms],
+        "arms": [
+            {"name": arm.name, "sentence": arm.sentence, "pretraining": schedule(arm.pretrain)}
+            for arm in plan.arms
+        ],
+        "training": schedule(plan.finetune),
         "repeats": {str(k): v for k, v in plan.repeats.items()},
         "seed": plan.seed,
         "headline": f"border {plan.finetune.border}" if labels.border_lut else None,
@@ -227,6 +255,7 @@ def _facts(
         "margin": plan.margin,
         "targets": list(plan.targets),
         "until_decided": study.looks,
+        "looked": study.looked,
         "cells": [study.key(cell) for cell in cells],
     }
 
@@ -247,6 +276,20 @@ def _holds_more_than_data(out: Path) -> bool:
     """Whether a folder holds anything but the data that a demo has put there."""
     return out.exists() and any(
         path.name != "data" and not path.name.endswith(".tmp") for path in out.iterdir()
+    )
+
+
+def schedule(settings: FinetuneSettings | PretrainSettings | None) -> str | None:
+    """How long and how something was trained, in words; None for nothing."""
+    if settings is None:
+        return None
+    epochs = settings.steps is None
+    length = settings.epochs or PRETRAIN_EPOCHS if epochs else settings.steps
+    unit = f"{'epoch' if epochs else 'step'}{'' if length == 1 else 's'}"
+    rate = "" if settings.lr is None else f" at a rate of {settings.lr:g}"
+    return (
+        f"{length} {unit}, batches of {settings.batch_size}, {settings.optimizer}{rate}, "
+        f"{settings.size} px"
     )
 
 

@@ -13,26 +13,29 @@ from fewmask.devices import make_fabric
 from fewmask.evidence.verdicts import Verdict
 from fewmask.flags import flag_name
 from fewmask.ranks import refuse_many
+from fewmask.reporting.findings import findings
+from fewmask.reporting.folder import read_study
 from fewmask.reporting.page import write_report
 from fewmask.runs import held
 from fewmask.segmentation import Geometry
 from fewmask.settings import StudySettings
 from fewmask.studies.cells import arm_key, cell_settings
-from fewmask.studies.deciding import beyond, looks_of, next_cells, undecided
+from fewmask.studies.deciding import beyond, look, looks_of, next_cells, undecided
 from fewmask.studies.executing import Executor, executor
 from fewmask.studies.grid import load_plan
 from fewmask.studies.leakage import find_leakage, tell
 from fewmask.studies.own_test import prepare_both
-from fewmask.studies.plan import Cell, Plan
+from fewmask.studies.plan import BudgetSize, Cell, Plan
 from fewmask.studies.record import (
     Study,
     describe_data,
+    earlier_facts,
     refuse_another,
     write_examples,
     write_facts,
     write_results,
 )
-from fewmask.types import StudyResult
+from fewmask.types import StudyResult, UserError
 from fewmask.workflows import Prepared
 
 
@@ -72,6 +75,7 @@ def command_of(settings: StudySettings) -> str:
 
 def _run(study: Study, settings: StudySettings, command: str, workplace: Executor) -> StudyResult:
     out = study.out
+    study.looked = earlier_facts(out).get("looked") or {}
     study.looks = looks_of(study, settings)
     cells = [*study.plan.cells(), *beyond(study)]
     write_facts(study, command, cells)
@@ -88,9 +92,12 @@ def _run(study: Study, settings: StudySettings, command: str, workplace: Executo
         write_facts(study, command, cells)
         _run_missing(study, cells, workplace)
     rows = write_results(study, cells)
+    if look(study, cells):
+        write_facts(study, command, cells)
     write_examples(study)
     page = write_report(out)
-    return StudyResult(out=out, page=page, rows=tuple(rows))
+    said = tuple(findings(read_study(out)))
+    return StudyResult(out=out, page=page, rows=tuple(rows), findings=said)
 
 
 def _run_missing(study: Study, cells: list[Cell], workplace: Executor) -> None:
@@ -140,9 +147,33 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings, workplace: Executor
         else:
             first = cell_settings(study, Cell(arm, plan.budgets[0], 0), out / "unused")
             workflows.start_model(first, prepared.checked.labels)
-    for budget in plan.budgets:
-        study.budget(Cell(plan.arms[0], budget, 0))
+    for warning in budget_faults(study):
+        print(f"warning: {warning}", file=sys.stderr)
     return study
+
+
+def budget_faults(study: Study) -> list[str]:
+    """Warnings of budgets that come to the same masks. Raises UserError for too large ones."""
+    plan, left = study.plan, len(study.split.rest)
+    faults: list[str] = []
+    numbers: dict[int, list[BudgetSize]] = {}
+    for budget in plan.budgets:
+        wanted = budget if isinstance(budget, int) else round(budget * study.n)
+        # A share may be one off: it and the test set's are both rounded.
+        if wanted > left + (not isinstance(budget, int)):
+            faults.append(
+                f"budget {budget}: {wanted} masks, and beside the {len(study.split.test)} pairs to "
+                f"test on there are {left}. Name at most {left}, or {left / study.n:.2g} of all"
+            )
+        found = study.budget(Cell(plan.arms[0], budget, 0))
+        numbers.setdefault(len(found.train) + len(found.val), []).append(budget)
+    if faults:
+        raise UserError(*faults)
+    return [
+        f"budgets {', '.join(map(str, same))} are the same {n} masks"
+        for n, same in numbers.items()
+        if len(same) > 1
+    ]
 
 
 def _split(plan: Plan, out: Path, prepared: Prepared, given: Split | None) -> Split:

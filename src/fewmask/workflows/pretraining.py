@@ -29,7 +29,7 @@ from fewmask.pretext import PRETEXTS, Pool, Pretext, PretextModule
 from fewmask.progress import progress
 from fewmask.ranks import told_by_the_first
 from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
-from fewmask.settings import PretrainSettings
+from fewmask.settings import PRETRAIN_EPOCHS, PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
 from fewmask.workflows.launching import launch, say, say_batch, say_finished
@@ -186,7 +186,7 @@ def _pretrain(
     encoder, transfer, start = started_encoder(settings)
     if transfer:
         say(fabric, f"loaded {transfer.sentence()}")
-    steps = settings.steps or (settings.epochs or 20) * stream.steps_per_epoch
+    steps = settings.steps or (settings.epochs or PRETRAIN_EPOCHS) * stream.steps_per_epoch
     torch.manual_seed(settings.seed + 1)
     task = _task(settings, images, len(rows), stream.size, steps, encoder)
     task.to(memory_format=torch.channels_last)
