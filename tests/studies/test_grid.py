@@ -145,7 +145,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, before: str, after: str, words: 
 
 @pytest.mark.parametrize("arms", ["5", "[5]", '"scratch"'])
 def test_arms_that_are_no_tables_are_named(tmp_path: Path, arms: str) -> None:
-    head = OWN.split("[finetune]")[0]
+    head = OWN.split("[finetune]", maxsplit=1)[0]
     with pytest.raises(UserError, match=r"arms is .*; expected tables, \[\[arms\]\]"):
         plan_of(tmp_path, f"{head}arms = {arms}\n")
 
