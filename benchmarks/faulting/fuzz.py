@@ -244,7 +244,7 @@ def configs(work: Path, out: Path, n: int, seed: int, only: list[str]) -> int:
 
 def at_work(text: str) -> bool:
     """Whether the command had begun to train: it shows images a second, or cells."""
-    return "images/s" in text or "cell " in text
+    return any(words in text for words in ("images/s", "cell ", "goes on from step"))
 
 
 def checkpoint(data: bytes, suffix: str, draw: random.Random) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from fewmask.inference import (
     own_folder,
     save_legend,
     save_picture,
+    trained_hashes,
 )
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, per_class, scores
@@ -147,7 +147,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
             report,
             settings.workers,
         )
-    trained = _trained_on(model.run)
+    trained = trained_hashes(model.run)
     seen = [picture in trained for picture in checked.hashes]
     dataset, per_image, per_class = aggregate(found, own.names)
     result = EvaluateResult(out, len(found), sum(seen), dataset, per_image, per_class, DEFINITIONS)
@@ -224,15 +224,6 @@ def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
         trained["ignore"] if settings.ignore is None else settings.ignore,
         None if values is None else tuple(values),
     )
-
-
-def _trained_on(run: Path) -> set[str]:
-    """Hashes of the pictures that a run was trained and validated on."""
-    path = run / "split.json"
-    if not path.exists():
-        return set()
-    parts = json.loads(path.read_text(encoding="utf-8"))
-    return {entry["image"] for part in parts.values() for entry in part}
 
 
 def per_image_csv(

@@ -12,8 +12,8 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,6 +89,37 @@ def sweep(out: Path) -> None:
             with suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+UNEXPECTED = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What taking a table apart raises where it is another one than expected."""
+
+
+@contextmanager
+def reading(path: Path, mend: str) -> Iterator[None]:
+    """A block that reads a file of ours and takes it apart.
+
+    Raises UserError naming the file where it cannot be read, or holds something else than what the
+    block expects of it: our files can be damaged, or come from elsewhere.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror}). {mend}") from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as e:
+        why = (" ".join(str(e).split()) or type(e).__name__)[:120]
+        raise UserError(f"{path}: damaged ({type(e).__name__}: {why}). {mend}") from None
 
 
 def append_text(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
 from fewmask.data.items import ImageItem
-from fewmask.files import write_bytes_atomic
+from fewmask.files import reading, write_bytes_atomic
 from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError
 
@@ -63,14 +63,26 @@ def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
         unfinished = (folder / "config.toml").exists() and not (folder / "result.json").exists()
         mend = "Run its command again to finish it" if unfinished else "Name one"
         raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
-    try:
+    with reading(folder / "model.json", "Fine-tune the run again"):
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         segmenter, geometry = rebuild(described)
+    try:
         segmenter.network.load_state_dict(read_weights(folder / "model.safetensors"))
     except (ValueError, KeyError, TypeError, RuntimeError) as problem:
         why = str(problem).split("\n")[0]
         raise UserError(f"{run}: its model cannot be read ({why}). Fine-tune it again") from None
     return Model(segmenter.to(device).eval(), geometry, described, folder)
+
+
+def trained_hashes(run: Path) -> frozenset[str]:
+    """The hashes of the pictures that a fine-tuning run was trained and validated on."""
+    path = run / "split.json"
+    if not path.is_file():
+        return frozenset()
+    mend = "Fine-tune the run again; until then it is not known which pictures are labelled"
+    with reading(path, mend):
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        return frozenset(str(entry["image"]) for part in parts.values() for entry in part)
 
 
 def logits_of(

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from fewmask.files import write_text_atomic
+from fewmask.files import reading, write_text_atomic
 from fewmask.flags import flat
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
-from fewmask.types import Transfer, UserError
+from fewmask.types import Transfer, UserError, is_union
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,8 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where `out` is another run's folder, or holds something else."""
     path = out / "config.toml"
     if path.exists():
-        before = tomllib.loads(path.read_text(encoding="utf-8"))
+        with reading(path, "Remove this folder to begin anew, or choose another --out"):
+            before = tomllib.loads(path.read_text(encoding="utf-8"))
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
                 raise UserError(
@@ -175,7 +176,9 @@ def read_result(
     path = out / "result.json"
     if not path.exists():
         return None
-    table = json.loads(path.read_text(encoding="utf-8"))
+    mend = "Remove this file, and the same command writes it again"
+    with reading(path, mend):
+        table = dict(json.loads(path.read_text(encoding="utf-8")))
     if key is not None and table.get("key") != key:
         raise UserError(
             f"{out}: finished with other images, masks or starting weights than there are now. "
@@ -186,10 +189,31 @@ def read_result(
             f"{out}: finished, but its {product} is gone. Bring the file back, or delete "
             f"{path} to train again"
         )
-    transfer = table.get("transfer")
-    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in fields}
-    known["out"] = out
-    if transfer:
-        known["transfer"] = Transfer(**transfer)
+    with reading(path, mend):
+        return _result(kind, table | {"out": out})
+
+
+def _result(kind: type[Result], table: dict[str, Any]) -> Result:
+    """A result from its table. Raises TypeError where an entry is missing or of another kind."""
+    hints = get_type_hints(kind)
+    known: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in hints
+    }
+    if known.get("transfer"):
+        known["transfer"] = _result(Transfer, known["transfer"])
+    for name, value in known.items():
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{name} is a {type(value).__name__}")
     return kind(**known)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a simple type, a union of such, or some generic's own type."""
+    if is_union(hint):
+        return any(_fits(value, one) for one in get_args(hint))
+    kind = get_origin(hint) or hint
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)

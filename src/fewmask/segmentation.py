@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from fewmask.data.classes import colours
 from fewmask.decoders import Decoder
 from fewmask.losses import segmentation_losses
 from fewmask.types import Batch, Labels, Resize
+
+LARGEST = 8192
+"""The largest side in pixels that a network may see."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,11 @@ def describe(segmenter: Segmenter, geometry: Geometry) -> dict[str, Any]:
 
 
 def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
-    """The inverse of `describe`, with random weights."""
+    """The inverse of `describe`, with random weights.
+
+    Raises KeyError, TypeError or ValueError where the table is none that `describe` has made.
+    """
+    _refuse_unsound(described)
     border = described["border_lut"]
     labels = Labels(
         tuple(described["classes"]),
@@ -147,3 +154,24 @@ def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
     decoder = decoders.component(described["decoder"], **described.get("decoder_options", {}))
     segmenter = Segmenter(described["encoder"], decoder, labels)
     return segmenter, Geometry(described["size"], described["resize"])
+
+
+def _refuse_unsound(described: dict[str, Any]) -> None:
+    """The parts whose values nothing else would look at before they are used."""
+    if not 1 <= described["size"] <= LARGEST or described["resize"] not in get_args(Resize):
+        raise ValueError(f"size {described['size']}, resize {described['resize']}")
+    names = described["classes"]
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"classes {names}")
+    bytes_of = [*described["lut"], *(described["border_lut"] or ())]
+    bytes_of += [value for colour in described.get("colours") or () for value in colour]
+    if not all(type(value) is int and 0 <= value <= 255 for value in bytes_of):
+        raise ValueError("a class id or colour is not a whole number of 0 to 255")
+    options = described.get("options")
+    if options is None:
+        return
+    many = [options[key] for key in ("classes", "mask_values", "table")]
+    if not all(one is None or isinstance(one, list) for one in many):
+        raise TypeError(f"options {options}")
+    if not isinstance(options["src"], str) or type(options["ignore"]) not in (int, type(None)):
+        raise TypeError(f"options {options}")

@@ -376,12 +376,21 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if step == 0 or not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # torn by a full disk or a power cut
+        except (ValueError, RecursionError):  # torn by a full disk or a power cut
             break
-        if row["step"] > step:
+        if not _is_row(row) or row["step"] > step:
             break
         rows.append(row)
     return rows
+
+
+def _is_row(row: object) -> bool:
+    """Whether it is a table of numbers with its step, as the log's rows are."""
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and all(value is None or isinstance(value, int | float) for value in row.values())
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_origin
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
 Resize = Literal["square", "keep"]

@@ -12,9 +12,10 @@ from tests.suggesting.conftest import picture
 
 from fewmask.data.cache import ImageCache
 from fewmask.data.items import ImageFile
+from fewmask.inference import trained_hashes
 from fewmask.progress import silent
 from fewmask.suggesting import candidates as module
-from fewmask.suggesting.candidates import candidates, image_hashes, trained_hashes
+from fewmask.suggesting.candidates import candidates, image_hashes
 from fewmask.types import UserError
 
 
@@ -72,5 +73,5 @@ def test_a_run_s_own_pictures_are_read_from_its_split(tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text(json.dumps(parts))
     assert trained_hashes(tmp_path) == {"x", "y"}
     (tmp_path / "split.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"split.json: cannot be read, so it is not known"):
+    with pytest.raises(UserError, match=r"split.json: damaged .* it is not known which pictures"):
         trained_hashes(tmp_path)

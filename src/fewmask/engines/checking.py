@@ -15,6 +15,7 @@ from fewmask.data.looks import pixel_hash
 from fewmask.data.sources import MaskOptions, Pair, open_pairs
 from fewmask.engines.runtimes import NEAR, agreement, halves
 from fewmask.evaluation import score_pairs
+from fewmask.files import reading
 from fewmask.inference import Model, Network
 from fewmask.metrics import aggregate
 from fewmask.types import UserError
@@ -99,11 +100,15 @@ def own_pairs(model: Model) -> list[Pair]:
     named, values = (told[key] and tuple(told[key]) for key in ("classes", "mask_values"))
     options = MaskOptions(told["border"], named, told["ignore"], values)
     there = {pair.name: pair for pair in open_pairs(told["src"], options).items}
-    split = json.loads((model.run / "split.json").read_text(encoding="utf-8"))
+    path = model.run / "split.json"
+    with reading(path, "Fine-tune the run again, or name --images"):
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        split = [(str(one["name"]), str(one["image"])) for part in ("val", "train")
+                 for one in parts[part]]  # fmt: skip
     found: list[Pair] = []
-    for one in (*split["val"], *split["train"]):
-        pair = there.get(one["name"])
-        if pair and len(found) < MOST_PAIRS and pixel_hash(pair.image.pixels()) == one["image"]:
+    for name, image in split:
+        pair = there.get(name)
+        if pair and len(found) < MOST_PAIRS and pixel_hash(pair.image.pixels()) == image:
             found.append(pair)
     if not found:
         raise UserError(f"{told['src']}: holds none of the pairs that the run was trained on")

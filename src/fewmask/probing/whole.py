@@ -17,7 +17,7 @@ from fewmask.curves import draw_curves
 from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
-from fewmask.files import write_json_atomic
+from fewmask.files import reading, write_json_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.pretext.contract import Pool
 from fewmask.pretext.supervised import Supervised, SupervisedTask
@@ -59,9 +59,10 @@ def whole_probe(
     """
     done = folder / "answers.json"
     if done.exists():
-        table = json.loads(done.read_text(encoding="utf-8"))
-        if table["key"] == key:
-            return np.asarray(table["answers"], np.int64)
+        with reading(done, "Remove it, and the same command trains that classifier again"):
+            table = json.loads(done.read_text(encoding="utf-8"))
+            if table["key"] == key:
+                return np.asarray(table["answers"], np.int64)
     fabric = make_fabric(settings.device, 1, settings.precision)
     steps = settings.steps or STEPS
     size = min(settings.batch_size or BATCH_SIZE, len(draw.train))

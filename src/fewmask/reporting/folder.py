@@ -144,7 +144,7 @@ def _copies(shared: dict[str, Any], what: str, verb: str | None = None) -> str:
 def _json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}); run the study again to write it") from None
     if not isinstance(value, dict):
         raise UserError(f"{file} holds a {type(value).__name__}; expected an object of settings")

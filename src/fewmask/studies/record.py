@@ -16,7 +16,7 @@ from fewmask.data import classes
 from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.decoders import component
-from fewmask.files import csv_text, write_json_atomic, write_text_atomic
+from fewmask.files import csv_text, reading, write_json_atomic, write_text_atomic
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
@@ -136,9 +136,10 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     }
     path = study.folder(cell) / "result.json"
     if path.exists():
-        result = json.loads(path.read_text(encoding="utf-8"))
-        row |= {name: result[name] for name in columns if name in result} | {"status": "done"}
-        row["seconds"] = round(result["seconds"], 1)
+        with reading(path, "Remove its folder, and the same command does that cell again"):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            row |= {name: result[name] for name in columns if name in result} | {"status": "done"}
+            row["seconds"] = round(result["seconds"], 1)
     return row
 
 

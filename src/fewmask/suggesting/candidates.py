@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -82,21 +81,6 @@ def pictures(cache: ImageCache) -> Iterator[Pixels]:
     """Every image of a cache without its padding."""
     for pixels, (height, width) in zip(cache.images, cache.valid, strict=True):
         yield np.ascontiguousarray(pixels[:height, :width])
-
-
-def trained_hashes(run: Path) -> frozenset[str]:
-    """The hashes of the pictures that a fine-tuning run was trained and validated on."""
-    path = run / "split.json"
-    if not path.is_file():
-        return frozenset()
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        return frozenset(str(entry["image"]) for part in parts.values() for entry in part)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{path}: cannot be read, so it is not known which pictures are labelled. "
-            "Fine-tune the run again, or remove the file and name its --pairs"
-        ) from None
 
 
 def image_hashes(

@@ -14,14 +14,14 @@ from fewmask.checkpoint import start_key
 from fewmask.data.cache import ImageCache, cached_images
 from fewmask.data.pools import cached_pool
 from fewmask.data.sources import ImageSet, PairSet
-from fewmask.inference import Model
+from fewmask.inference import Model, trained_hashes
 from fewmask.probing import command as probing
 from fewmask.probing.features import frozen_features
 from fewmask.probing.splits import Rows
 from fewmask.probing.weak import weak_features
 from fewmask.progress import progress
 from fewmask.settings import ProbeSettings, SuggestSettings
-from fewmask.suggesting.candidates import Candidates, candidates, image_hashes, trained_hashes
+from fewmask.suggesting.candidates import Candidates, candidates, image_hashes
 from fewmask.types import Transfer, UserError
 
 WEAK_SIZE = 64
