@@ -371,9 +371,13 @@ def print_study(result: Any) -> int:
 def run_report(settings: Any) -> int:
     """A study's report again, then its table."""
     from fewmask import api
+    from fewmask.reporting.findings import findings
+    from fewmask.reporting.folder import read_study
 
     page = api.report(**vars(settings))
     print((page.parent / "table.md").read_text(encoding="utf-8"))
+    for sentence in findings(read_study(page.parent)):
+        print(sentence)
     print(f"page: {page}")
     return 0
 

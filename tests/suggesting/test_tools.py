@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from fewmask.data.table import read_table
 from fewmask.suggesting import cvat, label_studio
 from fewmask.suggesting.folder import stems
 
@@ -130,3 +134,19 @@ def test_cvat_s_counts_begin_with_the_pixels_outside() -> None:
 def test_names_become_files_that_no_other_name_becomes() -> None:
     found = stems(["a/b.png", "a__b.jpg", "A__B.png", "x?:.png", "é ü.jpg", "\udcff.png"])
     assert found == ["a__b", "a__b-2", "A__B-3", "x__", "é ü", "_"]
+
+
+def test_what_cvat_exports_is_read_by_the_class_table(tmp_path: Path) -> None:
+    names, colours = (
+        ("background", "cat, striped", "dog"),
+        ((9, 9, 9), (230, 159, 0), (86, 180, 233)),
+    )
+    (tmp_path / "class_dict.csv").write_text(cvat.class_table(names, colours))
+    table = read_table(tmp_path)
+    assert table is not None
+    assert table.names == names
+    mask = np.random.default_rng(0).integers(0, 3, (11, 13)).astype(np.uint8)
+    painted = np.array([(0, 0, 0), *colours[1:]], np.uint8)[mask]  # black where nothing is drawn
+    file = io.BytesIO()
+    Image.fromarray(painted).save(file, "PNG")
+    np.testing.assert_array_equal(table.decode(file.getvalue(), "mask"), mask)

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from fewmask.files import csv_text
 from fewmask.types import Colour
 
 Mask = NDArray[np.bool_]
@@ -88,6 +89,18 @@ def labels_json(names: Sequence[str], colours: Sequence[Colour]) -> str:
         for name, colour in _foreground(names, colours)
     ]
     return json.dumps(table, indent=1) + "\n"
+
+
+def class_table(names: Sequence[str], colours: Sequence[Colour]) -> str:
+    """class_dict.csv: by which fewmask reads the coloured masks that CVAT exports of these labels.
+
+    CVAT paints what no label covers black.
+    """
+    rows = [
+        dict(zip(("name", "r", "g", "b"), (name, *colour), strict=True))
+        for name, colour in zip(names, [(0, 0, 0), *colours[1:]], strict=True)
+    ]
+    return csv_text(rows, ("name", "r", "g", "b"))
 
 
 def _foreground(names: Sequence[str], colours: Sequence[Colour]) -> list[tuple[str, str]]:

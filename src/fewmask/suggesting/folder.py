@@ -131,6 +131,7 @@ def write_files(
     write_text_atomic(out / "label_studio.xml", label_studio.interface(names, painted))
     write_text_atomic(out / "cvat.xml", cvat.annotations_xml(drawn, names, painted))
     write_text_atomic(out / "cvat_labels.json", cvat.labels_json(names, painted))
+    write_text_atomic(out / "class_dict.csv", cvat.class_table(names, painted))
     picture = sheet.contact_sheet(thumbs, heading.title, heading.below)
     save_picture(out / "contact_sheet.png", picture)
 

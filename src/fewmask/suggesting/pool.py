@@ -151,7 +151,7 @@ def require_budget(settings: SuggestSettings, found: Candidates) -> None:
     raise UserError(
         f"--budget {settings.budget}: {settings.images} leaves {left} images to choose from "
         f"({len(found.labelled)} show a labelled one, {len(found.repeated)} repeat another). "
-        f"Choose a smaller --budget{near}"
+        f"{f'Choose a smaller --budget{near}' if left else f'Name other images{near}'}"
     )
 
 
