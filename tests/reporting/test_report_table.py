@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fewmask.reporting.folder import read_study
 from fewmask.reporting.table import table_rows, write_table
 from fewmask.types import UserError
 
@@ -118,3 +120,27 @@ def test_missing_columns_are_named(make_study: Callable[..., Path], tmp_path: Pa
     (study / "results.csv").write_text("arm,budget\nscratch,0.2\n")
     with pytest.raises(UserError, match="lacks the columns repeat, status"):
         table_rows(study)
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ({"leakage": True}, "leakage is True"),
+        ({"leakage": {"pool": {"a": {"test": {"exact": "1"}}}}}, "leakage is {"),
+        ({"arms": [{"sentence": "no name"}]}, "which has no name"),
+        ({"budgets": [[8]]}, r"budgets is \[\[8\]\]"),
+        ({"data": {"nearness": [{"name": "a", "kid": []}]}}, "data is {"),
+        ({"colours": [[0, 0, 256]]}, "colours holds"),
+        ({"margin": True}, "margin is True"),
+        ({"panels": {"images": ["../../secret"]}}, "lies elsewhere"),
+    ],
+)
+def test_a_damaged_study_is_refused_by_the_entry(
+    tmp_path: Path, entry: dict[str, object], fault: str
+) -> None:
+    whole = {"name": "quick", "arms": [{"name": "scratch"}], "budgets": [8], "leakage": None}
+    (tmp_path / "study.json").write_text(json.dumps(whole))
+    assert read_study(tmp_path).arms == ("scratch",)
+    (tmp_path / "study.json").write_text(json.dumps(whole | entry))
+    with pytest.raises(UserError, match=rf"study\.json: damaged \(.*{fault}"):
+        read_study(tmp_path)
