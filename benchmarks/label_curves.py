@@ -62,15 +62,17 @@ def asked(curve: Curve | str, masks: float, iou: float) -> dict[str, Any]:
         return {"error_points": None, "inside": None, "refused": True, "masks_ratio": None}
     low, middle, high = (float(end[0]) for end in curve.band(np.array([masks])))
     needed = masks_for(curve, iou)
+    least, most = needed.low, needed.high
+    number = needed.masks
+    if needed.at_most is not None:
+        least, most, number = 1, needed.at_most, needed.at_most
     return {
         "error_points": 100 * (middle - iou),
         "width_points": 100 * (high - low),
         "inside": low <= iou <= high,
-        "refused": needed.masks is None,
-        "masks_ratio": None if needed.masks is None else needed.masks / masks,
-        "masks_inside": None
-        if needed.low is None or needed.high is None
-        else needed.low <= masks <= needed.high,
+        "refused": number is None,
+        "masks_ratio": None if number is None else number / masks,
+        "masks_inside": None if least is None or most is None else least <= masks <= most,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import training
+from fewmask.augment import PairAugment
 from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.optimisation import Optimisation
+from fewmask.segmentation import SegmentationTask, Segmenter
 from fewmask.training import Check, Run, Scores, fit
-from fewmask.types import Batch, UserError
+from fewmask.types import IGNORED, Batch, Labels, UserError
 
 ADAMW = Optimisation("adamw", 1e-2, 1e-2, "cosine", 0.1)
 
@@ -177,8 +180,71 @@ def test_a_batch_that_does_not_fit_is_told_with_the_numbers(
         def forward(self, batch: Batch) -> dict[str, Tensor]:
             raise problem
 
-    with pytest.raises(UserError, match=r"out of memory on cpu: 4 images of 4 px.* GB\)\. Lower"):
+    with pytest.raises(UserError, match=r"4 images of 4 px at once do not fit.* GB\)\. Lower"):
         train(tmp_path, Large())
+
+
+class Small(SegmentationTask):
+    """A task on a device that holds two images' activations."""
+
+    at_once: ClassVar[list[int]] = []
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.at_once.append(len(batch.images))
+        if len(batch.images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(batch)
+
+
+def segmentation_task(kind: type[SegmentationTask], encoder: str, loss: str) -> SegmentationTask:
+    torch.manual_seed(0)
+    segmenter = Segmenter(encoder, "fcn8s", Labels(("ground", "thing"), tuple(range(256))))
+    for module in segmenter.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0  # drawn image by image, and so otherwise in parts
+    return kind(segmenter, loss, PairAugment(), torch.tensor([0.3, 1.7]))
+
+
+def pairs_stream() -> Stream:
+    """Pictures and masks, of which some are ignored for the most part."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (7, 32, 32, 3)).astype(np.uint8)
+    masks = random.integers(0, 2, (7, 32, 32)).astype(np.uint8)
+    masks[3, 2:] = IGNORED
+    masks[5, :, 20:] = IGNORED
+    names = tuple(f"{i}.png" for i in range(7))
+    store = ImageCache(images, np.full((7, 2), 32, np.int32), names, (), masks)
+    return Stream(store, range(7), 7, seed=3)
+
+
+@pytest.mark.parametrize("loss", ["bce+dice", "focal", "border-ce"])
+def test_a_batch_in_parts_is_the_same_computation(tmp_path: Path, loss: str) -> None:
+    found, said = [], list[str]()
+    Small.at_once.clear()
+    for kind in (SegmentationTask, Small):
+        task = segmentation_task(kind, "vgg11", loss)
+        fitted = fit(
+            make_fabric("cpu", 1, "32"), task, task.groups(1.0), pairs_stream(),
+            Run(tmp_path / kind.__name__, "k", 2, Optimisation("sgd", 0.01, 0.0), say=said.append),
+        )  # fmt: skip
+        found.append((weights(task), fitted.loss))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+    assert Small.at_once[:7] == [7, 4, 2, 2, 2, 1, 2]  # the second step begins in four parts
+    assert [line.split(":")[0] for line in said] == [
+        "out of memory at 7 images at once",
+        "out of memory at 4 images at once",
+    ]
+
+
+def test_a_batch_is_not_divided_where_a_layer_sees_the_whole(tmp_path: Path) -> None:
+    task = segmentation_task(Small, "vgg11_bn", "bce")
+    assert not task.divisible
+    with pytest.raises(UserError, match="7 images of 32 px at once do not fit"):
+        fit(
+            make_fabric("cpu", 1, "32"), task, task.groups(1.0), pairs_stream(),
+            Run(tmp_path, "k", 2, Optimisation("sgd", 0.01, 0.0)),
+        )  # fmt: skip
 
 
 def test_another_runtime_error_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one collective that a contrastive loss needs, with its gradient."""
+"""The collectives that losses need: one with its gradient, one without."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ class _Gather(torch.autograd.Function):
 def world_size() -> int:
     """The number of processes that train together; 1 where there is no group of them."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of every process' value, without gradient; the value itself where there is one."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
 
 
 def gather_rows(rows: Tensor) -> Tensor:

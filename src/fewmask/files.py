@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -50,7 +51,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def _open_beside(path: Path) -> BinaryIO:
     """A new file beside `path`, locked as long as its writer lives, so that `sweep` knows."""
     while True:
-        temporary = path.with_name(f"{_left_over(path)}{secrets.token_hex(4)}.tmp")
+        temporary = path.with_name(f"{_left_over(path)}{_HOST}{secrets.token_hex(4)}.tmp")
         file = temporary.open("xb")
         with suppress(OSError):  # some network file systems have no locks; nothing is swept there
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -59,7 +60,9 @@ def _open_beside(path: Path) -> BinaryIO:
         file.close()  # swept between its making and its lock
 
 
-LONGEST_NAME = 255 - len("..01234567.tmp")
+_HOST = blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+"""In the names, since locks need not be seen on other machines: each sweeps its own."""
+LONGEST_NAME = 255 - len(f"..{_HOST}01234567.tmp")
 """Bytes of a file name with which its half-written file's name still fits on common systems."""
 
 
@@ -70,25 +73,26 @@ def _left_over(path: Path) -> str:
     return f".{short}."
 
 
-_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_LEFT_OVER = re.compile(rf"\..+\.{_HOST}[0-9a-f]{{8}}\.tmp")
 
 
 def sweep(out: Path) -> None:
     """Remove what killed processes left half-written in the folder `out`, or beside the file.
 
-    What a living process is writing stays. Does nothing where there is nothing, or no permission.
+    What a living process is writing stays, and what other machines have left. Does nothing where
+    there is nothing, or no permission.
     """
-    if out.is_dir():
-        found = (Path(top) / name for top, _, names in os.walk(out) for name in names)
-    elif out.parent.is_dir():
-        found = (p for p in out.parent.iterdir() if p.name.startswith(_left_over(out)))
-    else:
-        return
-    for path in found:
-        if _LEFT_OVER.fullmatch(path.name):
-            with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+    with suppress(OSError):
+        if out.is_dir():
+            found = [Path(top) / name for top, _, names in os.walk(out) for name in names]
+        else:
+            found = [p for p in out.parent.iterdir() if p.name.startswith(_left_over(out))]
+        for path in found:
+            if _LEFT_OVER.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                # Open to write: network file systems lock no other.
+                with suppress(OSError), path.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
 
 
 UNEXPECTED = (
@@ -110,16 +114,9 @@ def reading(path: Path, mend: str) -> Iterator[None]:
         raise
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). {mend}") from None
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as e:
-        why = (" ".join(str(e).split()) or type(e).__name__)[:120]
-        raise UserError(f"{path}: damaged ({type(e).__name__}: {why}). {mend}") from None
+    except UNEXPECTED as problem:
+        why = " ".join(str(problem).split())[:120]
+        raise UserError(f"{path}: damaged ({type(problem).__name__}: {why}). {mend}") from problem
 
 
 def append_text(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -111,38 +111,51 @@ def _pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def _mean(values: Tensor, labels: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:
-    """sum wv / sum w over valid pixels, w of a pixel's true class, 1 without weights.
+def _share(labels: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:
+    """[B,H,W]: what a pixel counts. That of its true class, 1 without weights, 0 where ignored."""
+    return valid if weights is None else valid * weights.to(valid)[labels]
 
-    0, with its graph, where the weights are all 0 or no pixel is valid.
-    """
-    share = valid if weights is None else valid * weights.to(valid)[labels]
-    total = share.sum()
+
+def _mean(values: Tensor, share: Tensor, over: Tensor | None) -> Tensor:
+    """sum wv / sum w, or / `over`; 0, with its graph, where the weights are all 0."""
+    total = share.sum() if over is None else over.to(share)
     return (values * share).sum() / torch.where(total > 0, total, 1)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    over: Tensor | None = None,
+) -> Tensor:
     """Mean over valid pixels of -log p(true class), weighted by the true class.
 
     Logits [B,1,H,W] (sigmoid, two classes) or [B,K,H,W] (softmax); labels [B,H,W], 255 ignored;
     weights [K] (of two classes [2]), all 1 by default. The weighted mean is sum wl / sum w, that of
     `torch.nn.functional.cross_entropy`.
+
+    `over`: what to divide by instead of sum w. With a batch in parts, their mean over images of the
+    whole batch's sum w gives each part its share in the whole batch's loss.
     """
     logits, labels, valid = _valid(logits, labels)
-    return _mean(_pixel_cross_entropy(logits, labels), labels, valid, weights)
+    return _mean(_pixel_cross_entropy(logits, labels), _share(labels, valid, weights), over)
 
 
 def focal(
-    logits: Tensor, labels: Tensor, gamma: float = 2.0, weights: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    gamma: float = 2.0,
+    weights: Tensor | None = None,
+    over: Tensor | None = None,
 ) -> Tensor:
     """Mean over valid pixels of -(1 - p)^gamma log p, p of the true class; no alpha.
 
-    Lin et al. 2017, arXiv:1708.02002, eq. 4. Shapes and weights as in `cross_entropy`.
+    Lin et al. 2017, arXiv:1708.02002, eq. 4. Shapes, weights and `over` as in `cross_entropy`.
     """
     logits, labels, valid = _valid(logits, labels)
     negative_log = _pixel_cross_entropy(logits, labels)
     values = (-torch.expm1(-negative_log)) ** gamma * negative_log
-    return _mean(values, labels, valid, weights)
+    return _mean(values, _share(labels, valid, weights), over)
 
 
 def soft_dice(logits: Tensor, labels: Tensor, smoothing: float = 1.0) -> Tensor:
@@ -169,21 +182,24 @@ def soft_dice(logits: Tensor, labels: Tensor, smoothing: float = 1.0) -> Tensor:
     return ((loss * present).sum(1) / present.sum(1).clamp_min(1)).mean()
 
 
-def border_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+def border_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    over: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy, weighted towards the gaps between objects: sum wl / sum w over valid pixels.
 
     w(x) = w_c(x) + w0 exp(-(d1 + d2)^2 / (2 sigma^2)), w0 = 10, sigma = 5 pixels, d1 and d2 the
     distances to the nearest and the second nearest object (Ronneberger et al. 2015,
     arXiv:1505.04597, eq. 2, which leaves the sum undivided). w_c is the class weight, 1 by
-    default (the paper's balances the classes: `--class-weights balanced`). Shapes as in
+    default (the paper's balances the classes: `--class-weights balanced`). Shapes and `over` as in
     `cross_entropy`. The distances are computed on the CPU, mask by mask.
     """
     near = border_weights(labels).to(logits.device)
     logits, labels, valid = _valid(logits, labels)
-    own = valid if weights is None else weights.to(valid)[labels]
-    share = valid * (own + near.to(valid))
-    values = _pixel_cross_entropy(logits, labels) * share
-    return values.sum() / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
+    share = _share(labels, valid, weights) + valid * near.to(valid)
+    return _mean(_pixel_cross_entropy(logits, labels), share, over)
 
 
 def border_weights(labels: Tensor, weight: float = 10.0, sigma: float = 5.0) -> Tensor:
@@ -239,18 +255,36 @@ WEIGHTED = ("bce", "ce", "focal", "border-ce")
 
 
 def segmentation_losses(
-    loss: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None
+    loss: str,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    over: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The parts of a loss such as `ce+dice`, by name. Class weights [K] go to all but dice.
 
     Shapes as in `cross_entropy`. `bce` and `ce` are one function: sigmoid of one logit, softmax of
-    several.
+    several. `over`: what the means over pixels divide by, by name, as `weight_sums` gives it.
     """
     found = {}
     for part in loss.split("+"):
         more = {"weights": weights} if part in WEIGHTED else {}
+        if over is not None and part in over:
+            more["over"] = over[part]
         found[part] = SEGMENTATION_LOSSES[part](logits, labels, **more)
     return found
+
+
+def weight_sums(loss: str, labels: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """What each mean over pixels in a loss divides by: the sum of its pixels' weights."""
+    valid = (labels != IGNORED).float()
+    share = _share(labels.long().masked_fill(valid == 0, 0), valid, weights)
+    sums = {}
+    for part in loss.split("+"):
+        if part in WEIGHTED:
+            near = border_weights(labels).to(share) if part == "border-ce" else 0
+            sums[part] = (share + valid * near).sum()
+    return sums
 
 
 def balanced_weights(pixels: Tensor) -> Tensor:

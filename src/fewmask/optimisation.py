@@ -38,13 +38,16 @@ class Optimisation:
         parameters: list[dict[str, Any]] = []
         for ratio, module in groups:
             weights = [p for p in module.parameters() if p.requires_grad]
-            for decay, chosen in (
-                (self.weight_decay, [p for p in weights if p.ndim > 1]),
-                (0.0, [p for p in weights if p.ndim <= 1]),
-            ):
-                rate = {"lr": self.lr * ratio, "base_lr": self.lr * ratio}
+            matrices = [p for p in weights if p.ndim > 1]
+            others = [p for p in weights if p.ndim <= 1]
+            for decay, chosen in ((self.weight_decay, matrices), (0.0, others)):
+                group: dict[str, Any] = {"params": chosen, "weight_decay": decay}
+                group |= {"lr": self.lr * ratio, "base_lr": self.lr * ratio}
+                if self.name == "lars":
+                    # timm's adapts only what decays; LARS adapts all but biases and norms.
+                    group["always_adapt"] = chosen is matrices
                 if chosen:
-                    parameters.append({"params": chosen, "weight_decay": decay, **rate})
+                    parameters.append(group)
         return _optimizer(self.name, parameters, self.beta1)
 
 

@@ -176,7 +176,7 @@ def read_result(
     path = out / "result.json"
     if not path.exists():
         return None
-    mend = "Remove this file, and the same command writes it again"
+    mend = "Bring it back, or remove it to train again"
     with reading(path, mend):
         table = dict(json.loads(path.read_text(encoding="utf-8")))
     if key is not None and table.get("key") != key:

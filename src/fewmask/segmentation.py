@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewmask import decoders
 from fewmask.augment import PairAugment, augment_pair, normalise, step_generator, to_unit
 from fewmask.data.classes import colours
 from fewmask.decoders import Decoder
-from fewmask.losses import segmentation_losses
+from fewmask.distributed import mean_over_processes, world_size
+from fewmask.losses import segmentation_losses, weight_sums
 from fewmask.types import Batch, Labels, Resize
 
 LARGEST = 8192
@@ -91,24 +95,58 @@ class SegmentationTask(nn.Module):
         # In no state: it follows from the settings and the masks.
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.signals: dict[str, Tensor] = {}
+        self._per_image: dict[str, Tensor] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        images, masks = self._augmented(batch)
+        over = self._per_image
+        if over is None and world_size() > 1:
+            over = self._sums_per_image(masks)
+        if over is not None:
+            over = {name: value * len(masks) for name, value in over.items()}
+        logits = self.segmenter(images)
+        return segmentation_losses(self.loss, logits, masks, self.class_weights, over)
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.masks is None:
             raise ValueError("a segmentation batch holds masks")
         if self.augment is None:
-            images, masks = to_unit(batch.images), batch.masks
-        else:
-            generator = step_generator(batch.seed, batch.step, batch.images.device)
-            images, masks = augment_pair(
-                batch.images,
-                batch.masks,
-                self.augment,
-                generator,
-                start=batch.start,
-                total=batch.total,
-            )
-        logits = self.segmenter(images)
-        return segmentation_losses(self.loss, logits, masks, self.class_weights)
+            return to_unit(batch.images), batch.masks
+        generator = step_generator(batch.seed, batch.step, batch.images.device)
+        return augment_pair(
+            batch.images,
+            batch.masks,
+            self.augment,
+            generator,
+            start=batch.start,
+            total=batch.total,
+        )
+
+    def _sums_per_image(self, masks: Tensor) -> dict[str, Tensor]:
+        """What the means over pixels divide by, over the images of all processes.
+
+        Ignored pixels are not spread evenly: means of parts would weigh them otherwise than the
+        whole batch does.
+        """
+        sums = weight_sums(self.loss, masks, self.class_weights)
+        return {name: mean_over_processes(one) / len(masks) for name, one in sums.items()}
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a batch in parts is the same computation: no layer looks at the whole of it."""
+        return not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
+
+    @contextmanager
+    def divided(self, batch: Batch, parts: int) -> Iterator[Iterator[tuple[float, Batch]]]:
+        """(share in the batch's loss, part) of a batch; within the block their losses add up to
+        that of the whole."""
+        with torch.no_grad():
+            self._per_image = self._sums_per_image(self._augmented(batch)[1])
+        try:
+            n = len(batch.images)
+            yield ((len(part.images) / n, part) for part in batch.parts(parts))
+        finally:
+            self._per_image = None
 
     def groups(self, encoder_lr: float) -> list[tuple[float, nn.Module]]:
         """(rate as a ratio of the base rate, module), for the optimiser."""
@@ -170,7 +208,7 @@ def _refuse_unsound(described: dict[str, Any]) -> None:
     options = described.get("options")
     if options is None:
         return
-    many = [options[key] for key in ("classes", "mask_values", "table")]
+    many = [options.get(key) for key in ("classes", "mask_values", "table")]
     if not all(one is None or isinstance(one, list) for one in many):
         raise TypeError(f"options {options}")
     if not isinstance(options["src"], str) or type(options["ignore"]) not in (int, type(None)):

@@ -33,7 +33,7 @@ from fewmask.data.loader import Stream
 from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import append_text, write_text_atomic
 from fewmask.finite import LossWatch
-from fewmask.headroom import within_memory
+from fewmask.headroom import Backward, within_memory
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
 from fewmask.types import Batch, Compile, UserError
@@ -98,6 +98,8 @@ class _Memory:
     """Sums of what is shown, over the steps since the last row of the log."""
     window_seconds: float = 0.0
     window_waiting: float = 0.0
+    parts: int = 1
+    """Into how many a batch is divided, for the device's memory."""
     compiled: bool | None = None
     """Whether the run is one with torch.compile, once that is decided: a resumed run stays so."""
 
@@ -196,6 +198,7 @@ class _Loop:
         self.task, self.optimizer = fabric.setup(task, optimizer)
         # After the set-up has moved the parameters: the optimiser's state follows them.
         self.memory = _resume(run.out / "state.pt", run.key, task, optimizer, fabric.device)
+        self.backward = Backward(fabric, self.task, task, self.memory.parts, run.say)
         self.log_every = max(1, run.steps // 100)
         self.log_path = run.out / "metrics.jsonl"
         self.rows = _rows_until(self.log_path, self.memory.step)
@@ -260,11 +263,11 @@ class _Loop:
         factor = self.run.optimisation.factor(step, self.run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        with within_memory(batch, self.fabric.device):
-            losses = self.task(batch)
-            self.watch.see(step, losses)
-            loss = sum(losses.values())
-            self.fabric.backward(loss)
+        losses = self.backward(batch)
+        self.memory.parts = self.backward.parts
+        self.watch.see(step, losses)
+        loss = sum(losses.values())
+        with within_memory(batch, self.fabric.device, self.memory.parts):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         after: Callable[[int, int], None] | None = getattr(self.plain, "after_step", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -90,6 +91,20 @@ class Batch(NamedTuple):
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
+
+    def parts(self, n: int) -> Iterator[Batch]:
+        """Itself in up to `n` parts of about equal size, in order."""
+        size = -(-len(self.images) // n)
+        for first in range(0, len(self.images), size):
+            own = slice(first, first + size)
+            yield self._replace(
+                images=self.images[own],
+                rows=self.rows[own],
+                masks=None if self.masks is None else self.masks[own],
+                valid=None if self.valid is None else self.valid[own],
+                labels=None if self.labels is None else self.labels[own],
+                start=self.start + first,
+            )
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from where a GPU fetches it while it works."""

@@ -24,6 +24,7 @@ from fewmask.pretext.dino import (
     default_prototypes,
     entropy,
 )
+from fewmask.pretext.momentum import rising
 from fewmask.types import UserError
 
 
@@ -180,12 +181,14 @@ def test_the_teacher_gets_no_gradient_and_follows() -> None:
     task(make_batch())["dino"].backward()
     optimizer.step()
     pairs = [(task.teacher_encoder, task.encoder), (task.teacher_head, task.head)]
-    for teacher, student in pairs:
-        assert all(p.grad is None for p in teacher.parameters())
-        before = distance(teacher, student)
-        task.after_step(0, 40)
-        assert 0 < distance(teacher, student) < before
-        assert before > 0
+    before = [distance(teacher, student) for teacher, student in pairs]
+    assert all(p.grad is None for teacher, _ in pairs for p in teacher.parameters())
+    task.after_step(10, 40)
+    share = rising(0.5, 10, 40)  # half a cosine, as BYOL's
+    assert share == pytest.approx(1 - 0.5 * (math.cos(math.pi * 10 / 40) + 1) / 2)
+    for far, (teacher, student) in zip(before, pairs, strict=True):
+        assert far > 0
+        assert distance(teacher, student) == pytest.approx(share * far, rel=1e-4)
 
 
 def distance(one: nn.Module, other: nn.Module) -> float:

@@ -36,9 +36,10 @@ def _rank(rank: int, folder: str) -> None:
     wrapped = nn.parallel.DistributedDataParallel(task)
     losses = wrapped(batch(rank, 2))
     losses["nt_xent"].backward()
-    rows = torch.arange(4.0, requires_grad=True).reshape(2, 2) + 10 * rank
+    rows = (torch.arange(4.0).reshape(2, 2) + 10 * rank).requires_grad_()
     (gather_rows(rows).square().sum() * (rank + 1)).backward()
-    torch.save({"grad": gradients(task), "loss": losses["nt_xent"].detach()}, f"{folder}/{rank}.pt")
+    found = {"grad": gradients(task), "loss": losses["nt_xent"].detach(), "rows": rows.grad}
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -48,6 +49,9 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path: 
     loss = task(batch())["nt_xent"]
     loss.backward()
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for rank in (0, 1):  # both processes' sums of squares, the second counted twice
+        rows = torch.arange(4.0).reshape(2, 2) + 10 * rank
+        assert torch.equal(found[rank]["rows"], 2 * rows * (1 + 2))
     assert torch.allclose(found[0]["grad"], found[1]["grad"])
     assert torch.allclose(found[0]["grad"], gradients(task), rtol=1e-4, atol=1e-6)
     assert ((found[0]["loss"] + found[1]["loss"]) / 2).item() == pytest.approx(

@@ -224,6 +224,9 @@ def test_draws_that_cancel_are_not_certain() -> None:
 def test_accuracies_stay_between_0_and_1_and_differences_don_t() -> None:
     right = np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
     assert _score("linear", "run", right).interval == (0.0, 1.0)
+    rarely = np.zeros((3, 60))
+    rarely[0, 0] = 1  # a difference that happens to be nowhere negative
+    assert (_score("linear", "run less random", rarely).interval or (0, 0))[0] < 0
     low, high = _score("linear", "run less random", right - 0.9).interval or (0, 0)
     assert low < -1 < high
 

@@ -166,7 +166,7 @@ def test_the_limit_of_looking_cannot_be_passed_by_hand(
 def test_a_limit_that_leaves_nothing_to_add_is_refused(
     study: Callable[..., list[Cell]], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="the plan has 3 repeats already; name more"):
+    with pytest.raises(UserError, match="has 3 repeats or more already; name more"):
         study(until_decided=True, most_repeats=3)
     study(until_decided=True, most_repeats=4)
     facts = json.loads((tmp_path / "out" / "study.json").read_text())
@@ -221,3 +221,41 @@ def test_the_findings_are_told_and_kept(study: Callable[..., list[Cell]], tmp_pa
     with (out / "verdicts.csv").open() as file:
         words = {row["arm"]: row["verdict"] for row in csv.DictReader(file)}
     assert words == {"clear": "helped", "noisy": "cannot tell"}
+
+
+def test_a_budget_with_more_repeats_than_the_limit_goes_on_all_the_same(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    text = plan.read_text().replace("budgets = [8]", "budgets = [8, 4]")
+    text = text.replace("repeats = 3\n", "").replace(
+        "[finetune]", "[repeats]\n8=2\n4=6\n[finetune]"
+    )
+    plan.write_text(text)
+    study(until_decided=True, most_repeats=4)
+    assert study(until_decided=True) == []
+    assert study() == []
+    assert "by hand" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_budget_s_own_looks_are_not_those_of_another(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.toml"
+    text = plan.read_text().replace("budgets = [8]", "budgets = [8, 4, 6]")
+    text = text.replace("repeats = 3\n", "")
+    plan.write_text(text.replace("[finetune]", "[repeats]\n8=2\n4=6\n6=1\n[finetune]"))
+    study()
+    facts = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert facts["looked"] == {"8": [2], "4": [6]}
+    assert "by hand" not in (tmp_path / "out" / "report.html").read_text()
+    assert study(masks=(6,), repeats=2, until_decided=True, most_repeats=3)
+
+
+def test_fewer_repeats_asked_for_are_no_look(
+    study: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    study(repeats=5)
+    study(repeats=3)
+    facts = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert facts["looked"] == {"8": [5]}

@@ -10,6 +10,7 @@ fixed beforehand, and no look to be left out of `first` and `most`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -27,20 +28,47 @@ def smallest_p(first: int, most: int) -> Values:
     Two-sided paired t tests of normal differences. Test images, which stay the same over the looks,
     make real p-values fall together and so the smallest one larger: this is the worst case.
     """
+    *_, last = _smallest(first, most, STUDIES)
+    return last
+
+
+def _smallest(first: int, most: int, studies: int) -> Iterator[Values]:
+    """Sorted smallest p [studies] of the looks so far, at each look after `first` runs or more."""
     from scipy.stats import t
 
     random = np.random.default_rng(0)
-    smallest = np.ones(STUDIES)
-    total, squares = np.zeros(STUDIES), np.zeros(STUDIES)
+    smallest = np.ones(studies)
+    total, squares = np.zeros(studies), np.zeros(studies)
     for n in range(1, most + 1):
-        new = random.standard_normal(STUDIES)
+        new = random.standard_normal(studies)
         total += new
         squares += new**2
-        if n >= max(first, 2):
+        if n >= 2:
             variance = (squares - total**2 / n) / (n - 1)
             statistic = np.abs(total) / np.sqrt(n * variance)
-            smallest = np.minimum(smallest, 2 * t.sf(statistic, n - 1))
-    return np.sort(smallest)
+            if n >= first:
+                smallest = np.minimum(smallest, 2 * t.sf(statistic, n - 1))
+        if n >= first:
+            yield np.sort(smallest)
+
+
+FORETOLD = 20_000
+"""Simulated for what lies ahead: the share of 0.05 is known to 0.0015."""
+
+
+@lru_cache(maxsize=8)
+def smallest_p_so_far(first: int, most: int) -> list[Values]:
+    """For n = `first`, `first` + 1, ... `most`: sorted smallest p [FORETOLD] of looks up to n."""
+    return list(_smallest(first, most, FORETOLD))
+
+
+def adjusted_ahead(p_values: Values, first: int, runs: int) -> Values:
+    """`p_values` after runs + 1, runs + 2, ... runs, each adjusted as the last of the looks."""
+    horizon = 100 * -(-(runs + len(p_values)) // 100)  # one simulation serves all up to there
+    found = smallest_p_so_far(first, horizon)[runs + 1 - first :]
+    pairs = zip(p_values.tolist(), found, strict=False)
+    shares = [(np.searchsorted(one, p, side="right") + 1) / (len(one) + 1) for p, one in pairs]
+    return np.array(shares)
 
 
 def adjusted(p: float, first: int, most: int) -> float:

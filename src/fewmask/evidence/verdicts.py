@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fewmask.evidence.counts import ScoredRun
 from fewmask.evidence.crossed import LEVEL, Estimate, Values, estimate, of_scores
-from fewmask.evidence.looking import adjusted, nominal
+from fewmask.evidence.looking import adjusted, adjusted_ahead, nominal
 
 Word = Literal["helped", "hurt", "equivalent", "cannot tell"]
 MARGIN = 0.01
@@ -115,21 +115,29 @@ def _corrected(compared: Sequence[_Compared], more: Values, rules: Rules) -> tup
     differ, alike = np.ones((2, len(compared), len(more)))
     for i, one in enumerate(compared):
         runs = one.found.runs + more
-        differ[i] = _looked(one.found.p_value(0.0, runs), rules)
+        differ[i] = _looked(one.found.p_value(0.0, runs), one.found.runs, rules)
         if abs(float(one.found.mean)) < rules.margin:
             ends = [one.found.p_value(null, runs) for null in (-rules.margin, rules.margin)]
-            alike[i] = _looked(np.maximum(*ends), rules)
+            alike[i] = _looked(np.maximum(*ends), one.found.runs, rules)
     for table in (differ, alike):
         for j in range(len(more)):
             table[:, j] = holm(table[:, j].tolist())
     return differ, alike
 
 
-def _looked(p_values: Values, rules: Rules) -> Values:
+def _looked(p_values: Values, runs: int, rules: Rules) -> Values:
+    """p-values now, or after 1, 2, ... and any number of further runs, corrected for looking.
+
+    Whoever adds repeats to what has been judged looks again each time, planned or not; a number of
+    repeats without end needs none of this.
+    """
     known = np.nan_to_num(p_values, nan=1.0)
-    if not rules.sequential:
-        return known
-    return np.array([adjusted(p, rules.first, rules.most) for p in known.tolist()])
+    if len(known) == 1 or rules.planned:
+        if not rules.sequential:
+            return known
+        return np.array([adjusted(p, rules.first, rules.most) for p in known.tolist()])
+    first = rules.first if rules.sequential else max(runs, 2)
+    return np.append(adjusted_ahead(known[:-1], first, runs), known[-1])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

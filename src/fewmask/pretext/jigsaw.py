@@ -180,10 +180,11 @@ def shuffle(features: Tensor, orders: Tensor) -> Tensor:
 def permutation_set(k: int, tiles: int = TILES) -> Tensor:
     """`k` permutations int64 [k,tiles], each as far from the others as the ones before it allow.
 
-    Greedy, as in the paper's algorithm 1, by Hamming distance (in how many places two differ). The
-    first is the identity. Then each time the one whose distance to its nearest chosen one is
-    largest; of several the one with the largest sum of distances to all chosen ones; of these the
-    first in lexicographic order.
+    Greedy, by Hamming distance (in how many places two differ). The paper's algorithm 1 begins with
+    a random one and goes on with the largest distance to all chosen ones together; here nothing is
+    random, and no two are near. The first is the identity. Then each time the one whose distance
+    to its nearest chosen one is largest; of several the one with the largest sum of distances to
+    all chosen ones; of these the first in lexicographic order.
     """
     if not 1 <= k <= factorial(tiles):
         raise ValueError(f"{k} permutations of {tiles}: there are {factorial(tiles)}")

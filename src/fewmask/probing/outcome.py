@@ -79,7 +79,7 @@ def _score(probe: str, encoder: str, right: Values) -> ProbeScore:
     """`right` [draws, test images]: 1 where an answer is right, or the difference of two such."""
     values = tuple(right.mean(axis=1).tolist())
     known = interval(right)
-    if known is not None and (right >= 0).all():  # an accuracy, no difference of two
+    if known is not None and encoder != LESS:  # an accuracy, no difference of two
         known = (max(0.0, known[0]), min(1.0, known[1]))
     return ProbeScore(probe, encoder, values, fmean(values), known)
 

@@ -73,10 +73,16 @@ def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
     alone = [v for v in found if v.interval is None]
     if alone:
         said += f" {len(alone)} of {len(found)} have a single pair, which tells nothing."
-    if fixed.sequential and not fixed.planned:
+    by_hand = {} if fixed.planned else {v.budget: rules(study, v.budget) for v in found}
+    added = [
+        f"from {own.first} up to {own.most} at {budget_label(budget)}"
+        for budget, own in by_hand.items()
+        if own.sequential
+    ]
+    if added:
         said += (
-            " Repeats were added by hand after verdicts had been written, from "
-            f"{fixed.first} up to {fixed.most}. The words are corrected for that looking; but who "
+            " Repeats were added by hand after verdicts had been written, "
+            f"{', '.join(added)}. The words are corrected for that looking; but who "
             "goes on until one shows is wrong more often than 1 in 20. --until-decided fixes the "
             "limit beforehand."
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.reporting.sound import unsound
+from fewmask.reporting.sound import unsound, without_null
 from fewmask.types import UserError
 
 Budget = int | float
@@ -112,7 +112,7 @@ def read_study(path: Path) -> StudyFolder:
     file = path / "study.json"
     if not file.is_file():
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
-    plan = _json_object(file)
+    plan = without_null(_json_object(file))
     if fault := unsound(plan):
         raise UserError(f"{file}: damaged ({fault}). Run the study again to write it")
     cells = _cells(path / "cells", plan.get("cells"))

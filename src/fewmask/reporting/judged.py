@@ -31,8 +31,11 @@ def rules(study: StudyFolder, budget: Budget | None = None) -> Rules:
     looks = study.plan.get("until_decided") or {}
     if not looks:
         looked = study.plan.get("looked") or {}
-        seen = [n for b, ns in looked.items() if budget in (None, parse_budget(b)) for n in ns]
-        return Rules(margin, first=min(seen, default=0), most=max(seen, default=0))
+        seen = [n for b, ns in looked.items() if parse_budget(b) == budget for n in ns]
+        if budget is None or not seen:
+            return Rules(margin)
+        there = max((len(study.runs(arm, budget)) for arm in study.arms), default=0)
+        return Rules(margin, first=min(seen), most=max(*seen, there))
     first = {parse_budget(b): int(n) for b, n in looks.get("first", {}).items()}
     fewest = min(first.values(), default=0)
     return Rules(

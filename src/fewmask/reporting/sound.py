@@ -38,6 +38,17 @@ SHAPE: dict[str, Any] = {
 may be missing or null."""
 NEEDED = {"arms": "name"}
 """Entries that each table of a list must have."""
+MOST_LOOKS = 1000
+"""Repeats up to which verdicts may have been looked at: looks are simulated."""
+
+
+def without_null(value: Any) -> Any:
+    """A table without its null entries: what is null is as good as missing."""
+    if isinstance(value, dict):
+        return {key: without_null(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [without_null(one) for one in value]
+    return value
 
 
 def unsound(told: dict[str, Any]) -> str | None:
@@ -52,6 +63,10 @@ def unsound(told: dict[str, Any]) -> str | None:
     for colour in told.get("colours") or ():
         if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
             return f"colours holds {_shown(colour)}"
+    looks = [n for numbers in (told.get("looked") or {}).values() for n in numbers]
+    looks.append((told.get("until_decided") or {}).get("most") or 0)
+    if max(looks) > MOST_LOOKS:
+        return f"{max(looks)} repeats were looked at"
     for name in (told.get("panels") or {}).get("images") or ():
         if ".." in name.split("/") or name.startswith("/"):
             return f"panels names {_shown(name)}, which lies elsewhere"

@@ -25,12 +25,12 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
     look. And for a limit that leaves nothing to add.
     """
     before: dict[str, Any] | None = earlier_facts(study.out).get("until_decided")
-    planned = max(study.plan.repeats.values())
-    if before and planned > before["most"]:
-        raise UserError(
-            f"{study.out}: its verdicts hold for up to {before['most']} repeats, the limit when it "
-            f"began to look, not for {planned}. Keep to it, or choose another --out"
-        )
+    for budget, planned in study.plan.repeats.items():
+        if before and planned > max(before["most"], before["first"].get(str(budget), 0)):
+            raise UserError(
+                f"{study.out}: its verdicts hold for up to {before['most']} repeats, the limit "
+                f"when it began to look, not for {planned}. Keep to it, or choose another --out"
+            )
     if not settings.until_decided:
         return before
     most = settings.most_repeats or (before["most"] if before else MOST)
@@ -41,12 +41,13 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
         )
     if most <= min(study.plan.repeats.values()):
         raise UserError(
-            f"--most-repeats {most}: the plan has {planned} repeats already; name more, or leave "
-            "out --until-decided"
+            f"--most-repeats {most}: every budget of the plan has {most} repeats or more already; "
+            "name more, or leave out --until-decided"
         )
-    first = {str(b): n for b, n in study.plan.repeats.items()}
-    for budget, numbers in study.looked.items():
-        first[budget] = min([*numbers, *([first[budget]] if budget in first else [])])
+    first = {
+        str(budget): min([planned, *study.looked.get(str(budget), [])])
+        for budget, planned in study.plan.repeats.items()
+    }
     return before or {"first": first, "most": most}
 
 
@@ -55,13 +56,14 @@ def look(study: Study, cells: Iterable[Cell]) -> bool:
 
     Repeats that are added by hand after that are added by somebody who has seen the verdicts.
     """
-    open_ones = {c.budget for c in cells if not (study.folder(c) / "result.json").exists()}
+    there: dict[str, int] = {}
+    for cell in cells:
+        if (study.folder(cell) / "result.json").exists():
+            there[str(cell.budget)] = max(there.get(str(cell.budget), 0), cell.repeat + 1)
     new = False
-    for budget, repeats in study.plan.repeats.items():
-        numbers = study.looked.setdefault(str(budget), [])
-        if budget not in open_ones and repeats > 1 and repeats not in numbers:
-            numbers.append(repeats)
-            numbers.sort()
+    for budget, repeats in there.items():
+        if repeats > 1 and repeats not in study.looked.get(budget, []):
+            study.looked[budget] = sorted([*study.looked.get(budget, []), repeats])
             new = True
     return new
 

@@ -21,6 +21,7 @@ from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
+from fewmask.reporting.sound import unsound, without_null
 from fewmask.runs import config_of, key_of, made_by, versions
 from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
@@ -152,12 +153,14 @@ def earlier_facts(out: Path) -> dict[str, Any]:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not found.keys() >= {"name", "pairs", "fingerprint"}:
+    known = isinstance(found, dict) and found.keys() >= {"name", "pairs", "fingerprint"}
+    if not known or unsound(found):
         raise UserError(
-            f"{path}: damaged, or no study's. Remove it, and the same command writes it again; "
-            "finished cells are kept"
+            f"{path}: damaged, or no study's. Bring it back. Or remove it, and the same command "
+            "writes it again from the finished cells, without what it knew of looks at verdicts"
         )
-    return found
+    whole: dict[str, Any] = without_null(found)
+    return whole
 
 
 def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
@@ -187,11 +190,12 @@ def refuse_another(study: Study) -> None:
             raise UserError(
                 f"{out}: holds the study {held['name']} on {held['pairs']}. Choose another --out"
             )
-        known = held.get("test_fraction", plan.test), held.get("test_pairs", plan.test_pairs)
-        if known != (plan.test, plan.test_pairs):
+        before = held.get("test_fraction", plan.test), held.get("test_pairs")
+        now = plan.test, plan.test_pairs
+        # Which pairs a test set of one's own holds is in the fingerprint; their place may change.
+        if (before[1] is None) != (now[1] is None) or (now[1] is None and before[0] != now[0]):
             raise UserError(
-                f"{out}: tests on {_tested(*known)}, not on {_tested(plan.test, plan.test_pairs)}. "
-                "Choose another --out"
+                f"{out}: tests on {_tested(*before)}, not on {_tested(*now)}. Choose another --out"
             )
         if held.get("margin", plan.margin) != plan.margin:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import fields
@@ -147,12 +148,12 @@ def _prepare(plan: Plan, out: Path, settings: StudySettings, workplace: Executor
         else:
             first = cell_settings(study, Cell(arm, plan.budgets[0], 0), out / "unused")
             workflows.start_model(first, prepared.checked.labels)
-    for warning in budget_faults(study):
+    for warning in same_budgets(study):
         print(f"warning: {warning}", file=sys.stderr)
     return study
 
 
-def budget_faults(study: Study) -> list[str]:
+def same_budgets(study: Study) -> list[str]:
     """Warnings of budgets that come to the same masks. Raises UserError for too large ones."""
     plan, left = study.plan, len(study.split.rest)
     faults: list[str] = []
@@ -161,9 +162,10 @@ def budget_faults(study: Study) -> list[str]:
         wanted = budget if isinstance(budget, int) else round(budget * study.n)
         # A share may be one off: it and the test set's are both rounded.
         if wanted > left + (not isinstance(budget, int)):
+            share = math.floor(1000 * left / study.n) / 1000
             faults.append(
                 f"budget {budget}: {wanted} masks, and beside the {len(study.split.test)} pairs to "
-                f"test on there are {left}. Name at most {left}, or {left / study.n:.2g} of all"
+                f"test on there are {left}. Name at most {left}, or {share:g} of all"
             )
         found = study.budget(Cell(plan.arms[0], budget, 0))
         numbers.setdefault(len(found.train) + len(found.val), []).append(budget)
