@@ -31,8 +31,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_beside(path) as file:
-            temporary = Path(file.name)
+        temporary, opened = _open_beside(path)
+        with opened as file:
             try:
                 write(file)
                 file.flush()
@@ -48,7 +48,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise refused(path, cause) from problem
 
 
-def _open_beside(path: Path) -> BinaryIO:
+def _open_beside(path: Path) -> tuple[Path, BinaryIO]:
     """A new file beside `path`, locked as long as its writer lives, so that `sweep` knows."""
     while True:
         temporary = path.with_name(f"{_left_over(path)}{_HOST}{secrets.token_hex(4)}.tmp")
@@ -56,7 +56,7 @@ def _open_beside(path: Path) -> BinaryIO:
         with suppress(OSError):  # some network file systems have no locks; nothing is swept there
             fcntl.flock(file, fcntl.LOCK_EX)
         if temporary.exists():
-            return file
+            return temporary, file
         file.close()  # swept between its making and its lock
 
 
