@@ -9,7 +9,6 @@ fixed beforehand, and no look to be left out of `first` and `most`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -63,7 +62,10 @@ def smallest_p_so_far(first: int, most: int) -> list[Values]:
 
 
 def adjusted_ahead(p_values: Values, first: int, runs: int) -> Values:
-    """`p_values` after runs + 1, runs + 2, ... runs, each adjusted as the last of the looks."""
+    """`p_values` [m] after runs + 1 to runs + m runs, each adjusted as that of the last look.
+
+    The first look was after `first` runs, at most `runs`.
+    """
     horizon = 100 * -(-(runs + len(p_values)) // 100)  # one simulation serves all up to there
     found = smallest_p_so_far(first, horizon)[runs + 1 - first :]
     pairs = zip(p_values.tolist(), found, strict=False)
@@ -73,7 +75,7 @@ def adjusted_ahead(p_values: Values, first: int, runs: int) -> Values:
 
 def adjusted(p: float, first: int, most: int) -> float:
     """How often, without a difference, the smallest p of all looks is at most `p`."""
-    if most <= first or math.isnan(p):
+    if most <= first:
         return p
     found = smallest_p(first, most)
     return float((np.searchsorted(found, p, side="right") + 1) / (len(found) + 1))
