@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewmask import training
+from fewmask import decoders, training
 from fewmask.augment import PairAugment
 from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
@@ -198,7 +198,8 @@ class Small(SegmentationTask):
 
 def segmentation_task(kind: type[SegmentationTask], encoder: str, loss: str) -> SegmentationTask:
     torch.manual_seed(0)
-    segmenter = Segmenter(encoder, "fcn8s", Labels(("ground", "thing"), tuple(range(256))))
+    decoder = decoders.component("fcn8s", classifier_width=64)  # no gigabytes of fc6 on disk
+    segmenter = Segmenter(encoder, decoder, Labels(("ground", "thing"), tuple(range(256))))
     for module in segmenter.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0  # drawn image by image, and so otherwise in parts
