@@ -4,8 +4,13 @@
     python benchmarks/label_curves.py --pool results/evidence/pool --out results/evidence
 
 For each arm of the pool, each number of small budgets (from three on) and each choice of repeats, a
-curve is fitted and asked for every larger budget up to four times the largest known: the IoU there,
-and how many masks reach the IoU that was really found there (its mean over all repeats).
+curve is fitted and asked for every larger budget up to four times the largest known, and, without
+one of the inner budgets, for that: the IoU there, and how many masks reach the IoU that was really
+found there (its mean over all repeats).
+
+Two arms of one data set are few, so the same is asked of simulated studies, whose truth is known:
+of five shapes, three of them in none of the families that are fitted, with a noise over repeats
+that falls with the masks and is shared by nested subsets to a degree that varies.
 
 Writes label_curves.json, label_curves.md and label_curves.png.
 """
@@ -26,6 +31,10 @@ from fewmask.evidence.masks import FURTHEST, curve_of, masks_for
 from fewmask.reporting.folder import read_study
 
 REPEATS = (2, 3, 4)
+KNOWN = (3, 4, 6)
+"""Budgets that a simulated study has."""
+MASKS = 2.0 ** np.arange(2, 10)
+INNER = "inside"
 
 
 def table_of(pool: Path, arm: str) -> tuple[Values, Values]:
@@ -45,15 +54,71 @@ def trials(pool: Path) -> list[dict[str, Any]]:
         for repeats in REPEATS:
             for chosen in combinations(range(len(scores)), repeats):
                 for known in range(3, len(masks)):
-                    curve = curve_of(masks[:known], scores[list(chosen), :known])
-                    for j in range(known, len(masks)):
-                        if masks[j] <= FURTHEST * masks[known - 1]:
-                            rows.append(
-                                {"arm": arm, "repeats": repeats, "budgets": known,
-                                 "times": masks[j] / masks[known - 1],
-                                 **asked(curve, masks[j], float(found[j]))}
-                            )  # fmt: skip
+                    own = forecasts(masks, scores[list(chosen)], found, known)
+                    rows += [{"curves": "real", "repeats": repeats, **row} for row in own]
     return rows
+
+
+def simulated(studies: int) -> list[dict[str, Any]]:
+    """As `trials`, of studies whose true curves are known."""
+    rows = []
+    for repeats in REPEATS:
+        for known in KNOWN:
+            for number in range(studies):
+                random = np.random.default_rng((repeats, known, number))
+                truth = true_curve(random)
+                scores = truth + deviations(repeats, random)
+                own = forecasts(MASKS, scores, truth, known)
+                rows += [{"curves": "simulated", "repeats": repeats, **row} for row in own]
+    return rows
+
+
+def true_curve(random: np.random.Generator) -> Values:
+    """IoU at MASKS: one power law, an exponential, a logistic curve, two powers, a dented one."""
+    top = random.uniform(0.5, 0.97)
+    gain = top * random.uniform(0.1, 0.6)
+    n = MASKS / MASKS[0]
+    shape = random.integers(5)
+    if shape == 0:
+        left = n ** -random.uniform(0.3, 1.5)
+    elif shape == 1:
+        left = np.exp(-(MASKS - MASKS[0]) / np.exp(random.uniform(np.log(4), np.log(150))))
+    elif shape == 2:
+        middle, steep = random.uniform(np.log(6), np.log(80)), random.uniform(0.8, 2.0)
+        left = 1 / (1 + np.exp(steep * (np.log(MASKS) - middle)))
+    elif shape == 3:
+        share = random.uniform(0.3, 0.7)
+        slow, fast = random.uniform(0.2, 0.6), random.uniform(1, 2.5)
+        left = share * n**-slow + (1 - share) * n**-fast
+    else:
+        wave = np.sin(np.log2(MASKS) * random.uniform(0.7, 1.2) + random.uniform(0, 6))
+        left = n ** -random.uniform(0.3, 1.2) * (1 + 0.15 * wave)
+    return np.asarray(top - gain * left / left[0])
+
+
+def deviations(repeats: int, random: np.random.Generator) -> Values:
+    """[R,J]: 2 to 7 points at the smallest budget, falling to what does not fall."""
+    falling = random.uniform(0.02, 0.07) * (MASKS / MASKS[0]) ** (-random.uniform(0.2, 1.4) / 2)
+    size = np.hypot(falling, random.uniform(0.002, 0.008))
+    nested = random.uniform(0.2, 1)
+    alike = np.sqrt(np.minimum(MASKS[:, None] / MASKS, MASKS / MASKS[:, None]))
+    together = nested * alike + (1 - nested) * np.eye(len(MASKS))
+    drawn = random.standard_normal((repeats, len(MASKS))) @ np.linalg.cholesky(together).T
+    return np.asarray(drawn * size)
+
+
+def forecasts(masks: Values, scores: Values, found: Values, known: int) -> list[dict[str, Any]]:
+    """What `known` budgets tell of the larger ones, and of one between them that was left out."""
+    curve = curve_of(masks[:known], scores[:, :known])
+    rows = [
+        {"times": float(masks[j] / masks[known - 1]), **asked(curve, masks[j], float(found[j]))}
+        for j in range(known, len(masks))
+        if masks[j] <= FURTHEST * masks[known - 1]
+    ]
+    inner = known // 2
+    others = [j for j in range(known + 1) if j != inner]
+    curve = curve_of(masks[others], scores[:, others])
+    return [*rows, {"times": INNER, **asked(curve, masks[inner], float(found[inner]))}]
 
 
 def asked(curve: Curve | str, masks: float, iou: float) -> dict[str, Any]:
@@ -79,17 +144,20 @@ def asked(curve: Curve | str, masks: float, iou: float) -> dict[str, Any]:
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By repeats and how far out: errors, how often the band holds the truth, refusals."""
     out = []
-    for repeats in REPEATS:
-        for low, high in ((1, 1.5), (1.5, 2.5), (2.5, 4.01)):
-            own = [r for r in rows if r["repeats"] == repeats and low < r["times"] <= high]
-            errors = [abs(r["error_points"]) for r in own if r["error_points"] is not None]
-            if errors:
-                place = {"repeats": repeats, "times": f"{low:g} to {min(high, 4):g}"}
-                out.append(place | of_forecasts(own, errors))
+    for curves in ("real", "simulated"):
+        for repeats in REPEATS:
+            own = [r for r in rows if r["curves"] == curves and r["repeats"] == repeats]
+            for place, (low, high) in {"1 to 2.5 times": (1, 2.5), "2.5 to 4": (2.5, 4.01)}.items():
+                beyond = [r for r in own if r["times"] != INNER and low < r["times"] <= high]
+                out.append({"curves": curves, "repeats": repeats, "where": place, **of(beyond)})
+            inner = [r for r in own if r["times"] == INNER]
+            out.append({"curves": curves, "repeats": repeats, "where": INNER, **of(inner)})
     return out
 
 
-def of_forecasts(own: list[dict[str, Any]], errors: list[float]) -> dict[str, Any]:
+def of(own: list[dict[str, Any]]) -> dict[str, Any]:
+    """Errors, coverage and refusals of some forecasts."""
+    errors = [abs(r["error_points"]) for r in own if r["error_points"] is not None]
     answers = [r for r in own if r["masks_ratio"] is not None]
     off = [max(r["masks_ratio"], 1 / r["masks_ratio"]) for r in answers]
     return {
@@ -142,8 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pool", type=Path, default=Path("results/evidence/pool"))
     parser.add_argument("--out", type=Path, default=Path("results/evidence"))
+    parser.add_argument("--studies", type=int, default=150, help="simulated, of each kind")
     arguments = parser.parse_args()
-    found = summary(trials(arguments.pool))
+    found = summary(trials(arguments.pool) + simulated(arguments.studies))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "label_curves.json").write_text(json.dumps(found, indent=1) + "\n")
     names = list(found[0])

@@ -9,7 +9,13 @@ import pytest
 from scipy.optimize import curve_fit
 
 from fewmask.evidence.crossed import Values
-from fewmask.evidence.curve import _families, _least_squares, fit_curve, weighted_quantiles
+from fewmask.evidence.curve import (
+    _families,
+    _least_squares,
+    _variances,
+    fit_curve,
+    weighted_quantiles,
+)
 from fewmask.evidence.masks import curve_of, masks_for, masks_saved
 
 MASKS = np.array([4.0, 8, 16, 32, 64])
@@ -66,6 +72,27 @@ def test_the_band_holds_the_next_budget(truth: Callable[[Values], Values]) -> No
         low, _, high = fit_curve(MASKS, repeats(truth, seed=seed)).band(after)
         inside += bool(low[0] <= truth(after)[0] <= high[0])
     assert inside >= 54
+
+
+def test_the_variance_falls_with_the_masks_where_the_repeats_do() -> None:
+    truth = 0.05**2 * MASKS / MASKS**2
+    freedom = np.full(len(MASKS), 3)
+    random = np.random.default_rng(0)
+    off = []
+    for _ in range(200):
+        found = _variances(MASKS, truth * random.chisquare(3, len(MASKS)), freedom)
+        off.append(np.log(found / truth))
+    spread = np.std(off, axis=0)
+    assert np.abs(np.mean(off, axis=0)).max() < 0.3  # neither end is taken for the other
+    assert spread.max() < 0.8 * np.std(np.log(random.chisquare(3, 10_000)))
+
+
+def test_scattered_small_budgets_do_not_blur_the_large_ones() -> None:
+    random = np.random.default_rng(3)
+    scores = power(MASKS) + 0.2 / MASKS * random.standard_normal((4, len(MASKS)))
+    low, _, high = fit_curve(MASKS, scores).band(MASKS)
+    assert high[-1] - low[-1] < 0.03
+    assert high[0] - low[0] > 0.1
 
 
 def test_few_and_uneven_repeats_are_taken() -> None:

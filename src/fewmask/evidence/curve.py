@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewmask.evidence.crossed import Values
 
@@ -18,6 +19,13 @@ DRAWS = 400
 STEPS = 48
 BORROWED = 4
 """Degrees of freedom that a budget's variance over repeats borrows from all budgets' together."""
+FALLS = (1.0, 0.5)
+"""What is known beforehand of g, the variance over repeats being about n^-g: mean, deviation."""
+NESTED = 0.5
+"""The share of that variance which is the label subset's: a repeat's budgets are nested, so means
+over n1 < n2 images correlate by sqrt(n1 / n2); the rest is the run's own."""
+INEXACT = 0.005
+"""How far real curves stray from every family, as a deviation in IoU."""
 
 
 def _families(most: float) -> dict[str, tuple[Values, Callable[[Values, Values], Values]]]:
@@ -81,24 +89,26 @@ def fit_curve(masks: Values, scores: Values, seed: int = 0) -> Curve:
     """Numbers of masks [J], IoU [R,J] (NaN where a repeat lacks a budget) -> the mixture.
 
     J >= 3 budgets, at least one of them with two repeats (else ValueError). A draw moves the means
-    along the repeats' own deviations, all budgets together, since a repeat's budgets are nested; a
-    Student factor makes up for how few repeats the deviations are known from.
+    by what the repeats' deviations and the families' inexactness allow; a Student factor makes up
+    for how few repeats the deviations are known from. The constants were chosen by simulation on
+    curves of other shapes too (benchmarks/label_curves.py).
     """
     repeats = np.isfinite(scores).sum(axis=0)
     if len(masks) < 3 or repeats.max() < 2 or repeats.min() < 1:
         raise ValueError("a curve needs three budgets, and two repeats at one of them")
     means = np.nanmean(scores, axis=0)
-    residuals = np.where(np.isfinite(scores), scores - means, 0.0)
-    freedom = np.maximum(repeats - 1, 0)
-    pooled = np.square(residuals).sum() / freedom.sum()
-    shrunk = (np.square(residuals).sum(axis=0) + BORROWED * pooled) / (freedom + BORROWED)
-    variances = np.maximum(shrunk / repeats, 1e-10)
+    squares = np.square(np.where(np.isfinite(scores), scores - means, 0.0)).sum(axis=0)
+    freedom = repeats - 1
+    variances = _variances(masks, squares, freedom) / repeats + INEXACT**2
+    alike = np.sqrt(np.minimum(masks[:, None] / masks, masks / masks[:, None]))
+    together = NESTED * alike + (1 - NESTED) * np.eye(len(masks))
+    # Deviations that go together tell less of their variance than as many independent ones
+    # (Satterthwaite 1946); here as if subsets were all that varies, so rather too little.
+    common = (np.square(alike).sum() - len(masks)) / (len(masks) * (len(masks) - 1))
+    known = freedom.sum() / (1 + (len(masks) - 1) * common)
     random = np.random.default_rng(seed)
-    along = random.standard_normal((DRAWS, len(scores))) @ residuals
-    own = np.sqrt(np.square(residuals).sum(axis=0))
-    # Each budget's deviation of its own length, but together over the budgets.
-    unit = np.divide(along, own, out=random.standard_normal(along.shape), where=own > 0)
-    student = np.sqrt(freedom.max() / random.chisquare(freedom.max(), (DRAWS, 1)))
+    unit = random.standard_normal((DRAWS, len(masks))) @ np.linalg.cholesky(together).T
+    student = np.sqrt(known / random.chisquare(known, (DRAWS, 1)))
     drawn = means + unit * np.sqrt(variances) * student
     fits, misfits = {}, {}
     for name, (cs, phi) in _families(float(masks.max())).items():
@@ -110,6 +120,22 @@ def fit_curve(masks: Values, scores: Values, seed: int = 0) -> Curve:
     shares = {name: float(np.exp(-(misfit - best) / 2)) for name, misfit in misfits.items()}
     total = sum(shares.values())
     return Curve(masks, means, fits, {name: share / total for name, share in shares.items()})
+
+
+def _variances(masks: Values, squares: Values, freedom: NDArray[np.int64]) -> Values:
+    """Variance of one repeat's IoU at each budget [J], from sums of squared deviations [J].
+
+    Runs differ less the more masks they have: by about n^-g, g from all budgets together with a
+    Gaussian prior (FALLS). To that each budget's own variance is shrunk.
+    """
+    falls = np.linspace(0, 2, 21)[:, None]
+    scale = (squares * masks**falls).sum(axis=1, keepdims=True) / freedom.sum()
+    smooth = np.maximum(scale * masks**-falls, 1e-10)
+    likely = -0.5 * (freedom * np.log(smooth) + squares / smooth).sum(axis=1)
+    likely -= 0.5 * np.square((falls[:, 0] - FALLS[0]) / FALLS[1])
+    weights = np.exp(likely - likely.max())
+    borrowed = np.exp((weights / weights.sum()) @ np.log(smooth))
+    return np.asarray((squares + BORROWED * borrowed) / (freedom + BORROWED), float)
 
 
 def _least_squares(y: Values, variances: Values, cs: Values, shape: Values) -> Values:
