@@ -38,9 +38,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
     parser.add_argument("--work", type=Path, help="default: a temporary folder")
     arguments = parser.parse_args()
+    unknown = sorted(set(arguments.only) - set(cases(arguments.part)))
+    if unknown and arguments.part != "configs":  # its files are known once they were made
+        known = ", ".join(cases(arguments.part)) or "it has none"
+        parser.error(f"--only {unknown[0]}: no case of {arguments.part}; known: {known}")
     with tempfile.TemporaryDirectory() as folder:
         work = (arguments.work or Path(folder)).absolute()
         return 1 if part(arguments, work, arguments.out.absolute()) else 0
+
+
+def cases(part: str) -> list[str]:
+    """The names that --only takes for a part."""
+    from faulting import kills, zoo
+
+    named = {"kills": [*kills.CASES], "disk": [*kills.CASES], "zoo": [*zoo.ZOO, *zoo.HAPPENINGS]}
+    return named.get(part, [])
 
 
 def part(arguments: argparse.Namespace, work: Path, out: Path) -> int:

@@ -95,7 +95,7 @@ BREAKS = (_flip, _flip, _cut, _drop, _insert, _extreme, _extreme, _double, _zero
 # --- text that has a structure --------------------------------------------------------------------
 
 VALUES: tuple[Any, ...] = (
-    0, 1, -1, 2, 7, 10**9, 10**30, -(10**18), 0.0, -0.5, 1e308, 1e-308, True, False, "", "x",
+    None, 0, 1, -1, 2, 7, 10**9, 10**30, -(10**18), 0.0, -0.5, 1e308, 1e-308, True, False, "", "x",
     "../../up", "/", "scratch", "resnet18", "\N{PILE OF POO}", "a" * 10_000, "<script>", "\\n",
     [], {}, [[]], [1, 2], ["x"], [{}], {"a": 1}, {"steps": "x"}, [0.5, 2, -1],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 OUTSIDE = "WROTE OUTSIDE: "
+HUNG = "hung"
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 NAMED = {
     "os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.link": (1,),
@@ -43,12 +44,12 @@ class Ended:
     @property
     def fault(self) -> str | None:
         """What no child may do, in words; None where it did nothing of it."""
-        if self.code is None:
-            return "hung"
         if OUTSIDE in self.text:
             return "wrote outside"
         if "Traceback (most recent call last)" in self.text:
             return "traceback"
+        if self.code is None:
+            return HUNG
         if self.code not in (0, 2):
             return f"ended with {self.code}"
         if self.code == 2 and "error: " not in self.text:

@@ -2,7 +2,9 @@
 
 A small library, compiled here and loaded before all others, counts the calls that write to files
 below a folder and answers all from the k-th on with "no space left", which a real full disk can't
-be made to do at a chosen moment. tests/on_a_full_disk.py has a real one, full at a few sizes.
+be made to do at a chosen moment. It doesn't see what libc writes for itself (stdio), memory-mapped
+pages, or folders and names that want a block. tests/on_a_full_disk.py has a real full disk, at a
+few sizes.
 """
 
 from __future__ import annotations
@@ -132,8 +134,11 @@ def main(work: Path, out: Path, n: int, only: list[str]) -> int:
         return with_the_library(work)
     children.load_all()
     kills.prepare(work)
-    path = out / "disk.jsonl"
-    name = only[0] if only else "study"
+    return sum(command(work, out / "disk.jsonl", n, name) for name in only or ["study"])
+
+
+def command(work: Path, path: Path, n: int, name: str) -> int:
+    """The next `n` moments of one command."""
     case, folder = kills.CASES[name], work / "trial"
     environment = kills.ENVIRONMENT
     right, _ = kills.undisturbed(work, name)
@@ -142,10 +147,12 @@ def main(work: Path, out: Path, n: int, only: list[str]) -> int:
     ended = children.run(case.argv, folder, kills.LONGEST, environment=environment,
                          arm=lambda: meter.arm(folder, 0))  # fmt: skip
     writes = meter.writes
+    if ended.code != 0 or not writes:
+        raise SystemExit(f"{name}: {writes} writes, ends with {ended.code}:\n{ended.text}")
     print(f"{name}: {writes} writes", flush=True)
     done = {row["at"] for row in record.rows(path) if row["command"] == name}
     # Evenly over all writes first, then between: any number of sittings says something of all.
-    order = sorted(range(1, writes + 1), key=lambda k: (_reversed(k), k))
+    order = sorted(range(1, writes + 1), key=lambda k: (-_grid(k), k))
     bad = 0
     for at in [k for k in order if k not in done][:n]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -169,9 +176,9 @@ def main(work: Path, out: Path, n: int, only: list[str]) -> int:
     return bad
 
 
-def _reversed(k: int) -> int:
-    """The bits of k backwards: counting in this order halves the gaps again and again."""
-    return -(k & -k)
+def _grid(k: int) -> int:
+    """The spacing of the coarsest grid of a power of two that k lies on."""
+    return k & -k
 
 
 def _said(text: str) -> str:

@@ -22,9 +22,12 @@ RUN = ("--steps", "1", "--batch-size", "4", "--size", "32")
 
 def judged(ended: children.Ended) -> str | None:
     """What was wrong with how a child ended; None if nothing."""
-    if ended.fault is None and ended.peak_mb > MEGABYTES:
+    fault = ended.fault
+    if fault == children.HUNG and at_work(ended.text):
+        fault = None  # it was accepted, and trains as long as it says
+    if fault is None and ended.peak_mb > MEGABYTES:
         return f"took {ended.peak_mb:.0f} MB"
-    return ended.fault
+    return fault
 
 
 def keep(out: Path, what: str, sources: list[Path], text: str) -> None:
@@ -138,10 +141,12 @@ def begun(work: Path, name: str) -> None:
     argv = [*case.argv]
     argv[argv.index("--steps") + 1] = "1000000"
     child = children.start(argv, folder, environment={**ENVIRONMENT, "FEWMASK_SAVE_SECONDS": "0"})
-    for _ in range(6000):
+    end = time.monotonic() + 300
+    while not (folder / "out" / "state.pt").exists():
+        if time.monotonic() > end:
+            children.kill(child)
+            raise SystemExit(f"{name} saved no state in five minutes:\n{folder / 'log.txt'}")
         time.sleep(0.05)
-        if (folder / "out" / "state.pt").exists():
-            break
     children.kill(child)
     children.wait(child, folder, 60)
 
@@ -208,7 +213,11 @@ def configs(work: Path, out: Path, n: int, seed: int, only: list[str]) -> int:
     """`n` more broken configurations and checkpoints; how many were met with a fault."""
     _base(work)
     draw = random.Random(seed)
-    known = [t for t in targets(work) if not only or t[0] in only]
+    every = targets(work)
+    known = [t for t in every if not only or t[0] in only]
+    if missing := set(only) - {t[0] for t in known}:
+        names = ", ".join(sorted({t[0] for t in every}))
+        raise SystemExit(f"--only {min(missing)}: no such file; known: {names}")
     bad = 0
     for number in range(n):
         name, path, argv = known[number % len(known)] if n >= len(known) else draw.choice(known)
@@ -221,9 +230,8 @@ def configs(work: Path, out: Path, n: int, seed: int, only: list[str]) -> int:
         copy.write_bytes(data)
         ended = children.run(argv, trial, 20.0, environment=ENVIRONMENT)
         fault = judged(ended)
-        if fault == "hung" and at_work(ended.text):
-            fault = None  # it was accepted, and trains as long as it says
         row = {
+            "seed": seed,
             "target": name,
             "command": argv[0],
             "ends": ended.code,

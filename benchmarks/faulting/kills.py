@@ -115,11 +115,13 @@ def trial(
         time.sleep(moment)
         children.kill(child)
         ended = children.wait(child, folder, 60)
-        if ended.code != -9:
+        if ended.code == 0:
             break  # it was faster this time
+        early = [] if ended.code == -9 else [f"ended by itself: {ended.code} {ended.text[-400:]}"]
         rows.append({
             "command": name, "moment": round(moment, 3), "of": round(seconds, 3),
-            "files": len(outcome.left_in_names(folder)), "not_whole": outcome.not_whole(folder),
+            "files": len(outcome.left_in_names(folder)),
+            "at_once": [*early, *outcome.not_whole(folder)],
         })  # fmt: skip
     ended = children.run(case.argv, folder, LONGEST, environment=ENVIRONMENT)
     faults = []
@@ -132,8 +134,7 @@ def trial(
         faults += [f"changed: {p}" for p in right if p in found and found[p] != right[p]]
         faults += [f"left over: {p}" for p in outcome.temporary(folder / "out")]
     for row in rows:
-        row["faults"] = faults + row["not_whole"]
-        del row["not_whole"]
+        row["faults"] = faults + row.pop("at_once")
     return rows
 
 
@@ -145,18 +146,20 @@ def main(work: Path, out: Path, n: int, only: list[str], seed: int) -> int:
     known: dict[str, tuple[dict[str, str], float]] = {}
     done = bad = 0
     names = only or list(CASES)
-    while done < n:
+    idle = 0
+    while done < n and idle < 3 * len(names):  # commands faster than any kill are left in the end
         for name in names:
             if name not in known:
                 known[name] = undisturbed(work, name)
                 print(f"{name}: {known[name][1]:.1f} s, {len(known[name][0])} files", flush=True)
             rows = trial(work, name, *known[name], draw)
             for row in rows:
-                record.add(out / "kills.jsonl", row)
+                record.add(out / "kills.jsonl", {**row, "seed": seed})
                 bad += bool(row["faults"])
                 if row["faults"]:
                     print(f"FAULT {row}", flush=True)
             done += len(rows)
+            idle = 0 if rows else idle + 1
             print(f"{done}/{n} kills, {bad} with a fault", flush=True)
             if done >= n:
                 break

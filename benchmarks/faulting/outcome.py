@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import re
+import tomllib
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from safetensors import SafetensorError, safe_open
 
@@ -95,10 +97,24 @@ def not_whole(folder: Path) -> list[str]:
                 if not path.read_text().rstrip().endswith("</html>"):
                     raise ValueError("no end")
             else:
-                content(path)
-        except (ValueError, OSError, UnicodeError) as problem:
+                _whole(path)
+        except (ValueError, OSError, BadZipFile) as problem:
             broken.append(f"{name}: {problem}")
     return broken
+
+
+def _whole(path: Path) -> None:
+    """Read a file to its end. Raises ValueError or OSError where the end is missing."""
+    found = content(path)
+    if path.suffix == ".toml":
+        tomllib.loads(found.decode())
+    elif path.suffix in (".csv", ".md", ".txt"):
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            raise ValueError("no line feed at the end")
+    elif path.suffix in (".pt", ".pth"):  # a zip
+        with ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"{bad} is damaged")
 
 
 def _picture(path: Path) -> None:

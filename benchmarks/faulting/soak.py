@@ -13,6 +13,9 @@ import numpy as np
 
 from faulting import children, kills, record
 
+ALLOWED = {"memory_mb": 0.03, "open_files": 0.0, "threads": 0.0}
+"""By how much the second half's median may lie above the first's, as a share."""
+
 
 def main(work: Path, out: Path, minutes: float) -> int:
     """Repeat a study in this process; a row for each, of memory, open files and threads."""
@@ -25,6 +28,7 @@ def main(work: Path, out: Path, minutes: float) -> int:
     plan.write_text(kills.PLAN.replace("../data/", f"{work}/data/"))
     end = time.monotonic() + 60 * minutes
     sitting, began, number = time.time_ns() // 10**9, time.monotonic(), 0
+    rows = []
     while time.monotonic() < end:
         shutil.rmtree(work / "study", ignore_errors=True)
         shutil.rmtree(work / "drawn", ignore_errors=True)
@@ -36,8 +40,27 @@ def main(work: Path, out: Path, minutes: float) -> int:
         number += 1
         gc.collect()
         row = {"sitting": sitting, "study": number, "minutes": (time.monotonic() - began) / 60}
-        record.add(out / "soak.jsonl", {**row, **held()})
-    return 0
+        rows.append({**row, **held()})
+        record.add(out / "soak.jsonl", rows[-1])
+    grown = growth(rows)
+    for line in grown:
+        print(f"FAULT {line}", flush=True)
+    return len(grown)
+
+
+def growth(rows: list[dict[str, Any]]) -> list[str]:
+    """What did not stay flat after the first quarter, in which all is loaded once."""
+    later = rows[len(rows) // 4 :]
+    if len(later) < 8:
+        return [f"{len(rows)} studies are too few to tell"]
+    grown = []
+    half = len(later) // 2
+    for key, allowed in ALLOWED.items():
+        parts = later[:half], later[half:]
+        before, after = (np.median([row[key] for row in part]) for part in parts)
+        if after > before * (1 + allowed):
+            grown.append(f"{key}: {before:.0f}, later {after:.0f}")
+    return grown
 
 
 def held() -> dict[str, float]:

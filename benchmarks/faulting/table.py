@@ -21,37 +21,31 @@ def write(out: Path) -> None:
     write_text_atomic(out / "table.md", "\n".join(lines).rstrip() + "\n")
 
 
-def _counted(title: str, head: str, groups: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _counted(title: str, head: str, key: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Rows in the order of the sittings, counted by what they hold under `key`."""
     columns = f"| {head} | tried | with a fault | of these on the newest commit |"
     lines = [f"## {title}", "", columns, "| --- | --- | --- | --- |"]
-    everything = [row for rows in groups.values() for row in rows]
-    newest = everything[-1]["commit"]
-    for name, rows in [*sorted(groups.items()), ("all", everything)]:
-        bad = [row for row in rows if row["faults"]]
+    newest = rows[-1]["commit"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    for name, own in [*sorted(groups.items()), ("all", rows)]:
+        bad = [row for row in own if row["faults"]]
         late = sum(row["commit"] == newest for row in bad)
-        lines.append(f"| {name} | {sum(_size(r) for r in rows)} | {len(bad)} | {late} |")
+        lines.append(f"| {name} | {len(own)} | {len(bad)} | {late} |")
     return lines
 
 
-def _size(row: dict[str, Any]) -> int:
-    return sum(row["files"].values()) if isinstance(row.get("files"), dict) else 1
-
-
-def _grouped(path: Path, key: str) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in record.rows(path):
-        groups.setdefault(row[key], []).append(row)
-    return groups
-
-
 def _kills(out: Path) -> list[str]:
-    groups = _grouped(out / "kills.jsonl", "command")
-    return _counted("Signal 9 at a random moment", "command", groups) if groups else []
+    rows = list(record.rows(out / "kills.jsonl"))
+    return _counted("Signal 9 at a random moment", "command", "command", rows) if rows else []
 
 
 def _configs(out: Path) -> list[str]:
-    groups = _grouped(out / "fuzz_configs.jsonl", "target")
-    return _counted("Broken configurations and checkpoints", "file", groups) if groups else []
+    rows = list(record.rows(out / "fuzz_configs.jsonl"))
+    if not rows:
+        return []
+    return _counted("Broken configurations and checkpoints", "file", "target", rows)
 
 
 def _files(out: Path) -> list[str]:
@@ -62,21 +56,28 @@ def _files(out: Path) -> list[str]:
     for row in rows:
         endings.update(row["files"])
     kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(endings.items()))
-    commands = ", ".join(rows[-1]["ends"])
+    runs = [
+        {"command": command, "faults": [f for f in row["faults"] if f.startswith(f"{command}: ")],
+         "commit": row["commit"]}
+        for row in rows for command in row["ends"]
+    ]  # fmt: skip
     return [
-        *_counted("Broken images and masks", "through", {commands: rows}), "", f"Files: {kinds}."
+        *_counted("Folders of broken images and masks", "command", "command", runs), "",
+        f"{len(rows)} folders with {endings.total()} broken files: {kinds}.",
     ]  # fmt: skip
 
 
 def _disk(out: Path) -> list[str]:
-    groups = _grouped(out / "disk.jsonl", "command")
-    if not groups:
+    rows = list(record.rows(out / "disk.jsonl"))
+    if not rows:
         return []
-    told = ", ".join(
-        f"{name}: {len({row['at'] for row in rows})} of about {rows[-1]['of']} writes"
-        for name, rows in groups.items()
-    )
-    return [*_counted("The disk full from the k-th write on", "command", groups), "", f"{told}."]
+    told = []
+    for name in sorted({row["command"] for row in rows}):
+        own = [row for row in rows if row["command"] == name]
+        at = {row["at"] for row in own}
+        told.append(f"{name}: {len(at)} of about {own[-1]['of']} writes")
+    title = "The disk full from the k-th write on"
+    return [*_counted(title, "command", "command", rows), "", f"{', '.join(told)}."]
 
 
 def _soak(out: Path) -> list[str]:
@@ -94,9 +95,12 @@ def _zoo(out: Path) -> list[str]:
         return []
     lines = ["## Bad files, one of each kind, beside three sound pairs", "",
              "| kind | command | ends with | says |", "| --- | --- | --- | --- |"]  # fmt: skip
-    for row in json.loads(path.read_text(encoding="utf-8")):
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    for row in rows:
         for command in ("check", "predict", "run"):
             if command in row:
                 says = row[command]["says"].replace("|", "\\|").replace("<", "&lt;")
                 lines.append(f"| {row['kind']} | {command} | {row[command]['ends']} | {says} |")
-    return lines
+    bad = [row["kind"] for row in rows if row["faults"]]
+    which = f": {', '.join(bad)}" if bad else ""
+    return [*lines, "", f"{len(rows)} kinds, {len(bad)} with a fault{which}."]

@@ -207,9 +207,7 @@ def main(work: Path, out: Path, only: list[str]) -> int:
     kills.undisturbed(work, "finetune")
     work.chmod(0o755)
     rows = [animal(work, name, make) for name, make in ZOO.items() if not only or name in only]
-    rows += [
-        happening(work, name, act) for name, act in HAPPENINGS.items() if not only or name in only
-    ]
+    rows += [happening(work, name) for name in HAPPENINGS if not only or name in only]
     path = out / "zoo.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     found = {row["kind"]: row for row in [*known, *rows]}
@@ -277,9 +275,12 @@ ENDLESS = ("--steps", "100000", "--batch-size", "4", "--out", "out")
 
 
 def _when(folder: Path, child: int, ready: Callable[[], bool], act: Callable[[], object]) -> None:
-    """Act once it is time."""
+    """Act once it is time. Raises RuntimeError where that does not come."""
     end = time.monotonic() + 120
-    while time.monotonic() < end and not ready():
+    while not ready():
+        if time.monotonic() > end:
+            children.kill(child)
+            raise RuntimeError(f"not under way after two minutes: {folder / 'log.txt'}")
         time.sleep(0.05)
     act()
 
@@ -333,29 +334,33 @@ def out_is_a_file(work: Path, folder: Path) -> children.Ended:
     )  # fmt: skip
 
 
-HAPPENINGS: dict[str, Callable[[Path, Path], children.Ended]] = {
-    "data folder vanishes (cached)": lambda w, f: data_vanishes(w, f, ()),
-    "data folder vanishes (streamed)": lambda w, f: data_vanishes(
-        w, f, ("--cache-gb", "0", "--memory-gb", "0.00002")
+INTERRUPTED = "the same command again goes on"
+HAPPENINGS: dict[str, tuple[Callable[[Path, Path], children.Ended], int, str]] = {
+    "data folder vanishes (cached)": (lambda w, f: data_vanishes(w, f, ()), 130, INTERRUPTED),
+    "data folder vanishes (streamed)": (
+        lambda w, f: data_vanishes(w, f, ("--cache-gb", "0", "--memory-gb", "0.00002")),
+        2, "toy/unlabelled",
     ),
-    "second process on a run's folder": second_process,
-    "Control-C": control_c,
-    "--out is a file": out_is_a_file,
-}
+    "second process on a run's folder": (second_process, 2, "process"),
+    "Control-C": (control_c, 130, INTERRUPTED),
+    "--out is a file": (out_is_a_file, 2, "out"),
+}  # fmt: skip
+"""What happens, the code that must follow, and words that must be said."""
 
 
-def happening(work: Path, name: str, act: Callable[[Path, Path], children.Ended]) -> dict[str, Any]:
+def happening(work: Path, name: str) -> dict[str, Any]:
     """What is said, and how it ends; Control-C ends with 130 and how to go on."""
     folder = work / "trial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    act, code, words = HAPPENINGS[name]
     ended = act(work, folder)
     text = said(ended.text, folder)
     row: dict[str, Any] = {"kind": name, "run": {"ends": ended.code, "says": text}, "faults": []}
-    stopped = ended.code == 130 and "the same command again goes on" in ended.text
-    if ended.fault and not stopped:
-        row["faults"].append(f"{ended.fault}: {ended.text[-600:]}")
-    if stopped:
+    right = ended.code == code and words in ended.text
+    if not right or (ended.fault and code != 130):
+        row["faults"].append(f"{ended.fault or ended.code}: {ended.text[-600:]}")
+    elif code == 130:
         row["run"]["says"] = "interrupted; the same command again goes on from here"
     print(f"{name}: {row['run']} {row['faults']}", flush=True)
     return row
