@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from fewmask.pretext.simclr import SimCLR
 from fewmask.settings import StudySettings
@@ -108,6 +110,15 @@ def test_flags_take_the_plan_s_place(tmp_path: Path) -> None:
     assert (plan.finetune.epochs, plan.finetune.steps, plan.finetune.size) == (3, None, 32)
     assert [arm.name for arm in plan.arms] == ["scratch", "simclr-y", "imagenet+simclr-y"]
     assert [arm.weights for arm in plan.arms] == [None, None, "w.pt"]
+
+
+@pytest.mark.parametrize("name", [*plan_names(), "own"])
+def test_the_plan_that_a_study_keeps_is_the_same_plan(tmp_path: Path, name: str) -> None:
+    flags = {"masks": (8, 16), "size": 32, "weights": "w.pt", "targets": (0.8,), "test": "other"}
+    settings = StudySettings(plan=name, out="o", **flags)  # type: ignore[arg-type]
+    plan = plan_of(tmp_path, OWN, **flags) if name == "own" else load_plan(settings)
+    again = plan_of(tmp_path, tomli_w.dumps(plan.entries))
+    assert again == replace(plan, entries=again.entries)
 
 
 @pytest.mark.parametrize(

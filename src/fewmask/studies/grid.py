@@ -53,9 +53,10 @@ def load_plan(settings: StudySettings) -> Plan:
     baseline = table.get("baseline", "scratch" if "scratch" in names else names[0])
     if baseline not in names:
         raise UserError(f"{where}: baseline {baseline} is no arm; arms: {', '.join(names)}")
+    name = str(table.get("name", Path(settings.plan).stem))
     return Plan(
-        name=str(table.get("name", Path(settings.plan).stem)),
-        title=str(table.get("title", table.get("name", Path(settings.plan).stem))),
+        name=name,
+        title=str(table.get("title", name)),
         about=" ".join(str(table.get("about", "")).split()),
         pairs=finetune.pairs,
         test=in_range(where, "test", table.get("test", 0.2)),
@@ -67,6 +68,7 @@ def load_plan(settings: StudySettings) -> Plan:
         seed=finetune.seed,
         margin=in_range(where, "margin", table.get("margin", MARGIN)),
         targets=tuple(in_range(where, "targets", t) for t in _all(table.get("targets", []))),
+        entries={"name": name, **table},
         **_sharing(where, table),
     )
 

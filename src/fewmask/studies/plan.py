@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fewmask.data.sources import MaskOptions
 from fewmask.settings import FinetuneSettings, PretrainSettings
@@ -49,6 +50,8 @@ class Plan:
     seed: int
     margin: float
     targets: tuple[float, ...]
+    entries: dict[str, Any] = field(default_factory=dict)
+    """The plan as TOML, with the flags in place of its own values."""
     test_pairs: str | None = None
     """A test set of the user's own; all pairs are then to train on."""
     allow_overlap: bool = False

@@ -8,10 +8,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import tomli_w
+
 from fewmask import workflows
 from fewmask.data.split import Split, make_split, read_split_json
 from fewmask.devices import make_fabric
 from fewmask.evidence.verdicts import Verdict
+from fewmask.files import write_text_atomic
 from fewmask.flags import flag_name
 from fewmask.ranks import refuse_many
 from fewmask.reporting.findings import findings
@@ -80,6 +83,7 @@ def _run(study: Study, settings: StudySettings, command: str, workplace: Executo
     study.looks = looks_of(study, settings)
     cells = [*study.plan.cells(), *beyond(study)]
     write_facts(study, command, cells)
+    write_text_atomic(out / "plan.toml", tomli_w.dumps(study.plan.entries))
     _say_others(study, cells)
     tell(study.leakage, len(study.split.test), out)
     _run_missing(study, cells, workplace)
