@@ -8,9 +8,12 @@ The pool holds 24 real runs of two starting points, each tested on the same real
 - *simulated studies*: a run's table of pixel counts is the arm's mean table plus a normal
   combination of the real runs' own deviations, so simulated runs vary, and go together over the
   images, as real ones do; test images are drawn with replacement. `scratch` against `imagenet` has
-  a known difference, which the intervals must cover; `imagenet` against `imagenet` has none, so
-  every helped or hurt is false.
-- *resampled studies*: real runs of one arm, split at random into two arms; all 139 images.
+  a known difference, which the intervals must cover; the combination is the same for both, so a
+  repeat's two runs go together as the real ones of a repeat do. `imagenet` against `imagenet` has
+  no difference, so every helped or hurt is false; its two runs of a repeat correlate as those of
+  the two real arms do. In `arms not paired` they don't: the worst case.
+- *resampled studies*: real runs of one arm, split at random into two arms; all 139 images. These
+  are not paired.
 
 Writes calibration.json, calibration.md, calibration.png (coverage and width) and power.png.
 """
@@ -48,19 +51,22 @@ class Arm:
     inside: Values
     union: Values
 
-    def drawn(self, random: np.random.Generator, studies: int, runs: int) -> tuple[Values, Values]:
+    def drawn(self, random: np.random.Generator, shape: tuple[int, int]) -> tuple[Values, Values]:
         """Simulated runs [studies, runs, images, classes] of the same mean and covariance."""
-        k = len(self.inside)
-        w = random.standard_normal((studies, runs, k)) / np.sqrt(k - 1)
+        return self.combined(random.standard_normal((*shape, len(self.inside))))
+
+    def combined(self, w: Values) -> tuple[Values, Values]:
+        """The runs that standard normal numbers [studies, runs, real runs] stand for."""
         found = []
         for real in (self.inside, self.union):
             mean = real.mean(axis=0)
-            found.append(mean + np.einsum("srk,kic->sric", w, real - mean, optimize=True))
+            own = (real - mean) / np.sqrt(len(real) - 1)
+            found.append(mean + np.einsum("srk,kic->sric", w, own, optimize=True))
         return found[0], found[1]
 
     def expected(self, random: np.random.Generator) -> float:
         """The mean IoU over all images of very many runs."""
-        inside, union = self.drawn(random, 200, 100)
+        inside, union = self.drawn(random, (200, 100))
         return float((inside.sum(2) / union.sum(2)).mean())
 
 
@@ -78,19 +84,29 @@ class Simulated:
 
 
 def simulate(
-    random: np.random.Generator, first: Arm, second: Arm, studies: int, runs: int
-) -> Simulated:
-    """Studies with runs of their own and images drawn with replacement, the same for all runs."""
-    n = first.inside.shape[1]
+    random: np.random.Generator, arms: list[Arm], studies: int, runs: int, together: float
+) -> list[tuple[Values, Values]]:
+    """Studies of arms, each with its counts, on images drawn with replacement, for all runs alike.
+
+    `together`: the correlation of two arms' numbers in one repeat. Real arms have their runs in one
+    order, so at 1 they go together as the real ones do.
+    """
+    k, n = arms[0].inside.shape[:2]
     images = random.integers(0, n, (studies, 1, n, 1))
-    arms = [
-        tuple(
-            np.take_along_axis(counts, images, axis=2)
-            for counts in arm.drawn(random, studies, runs)
-        )
-        for arm in (first, second)
-    ]
-    return Simulated(*arms)  # type: ignore[arg-type]
+    common = random.standard_normal((studies, runs, k))
+    found = []
+    for arm in arms:
+        own = random.standard_normal((studies, runs, k))
+        counts = arm.combined(np.sqrt(together) * common + np.sqrt(1 - together) * own)
+        inside, union = (np.take_along_axis(one, images, axis=2) for one in counts)
+        found.append((inside, union))
+    return found
+
+
+def correlation(a: Arm, b: Arm) -> float:
+    """Of two arms' IoU over the repeats that they share."""
+    of_run = [influences(arm.inside, arm.union).mean(axis=-1) for arm in (a, b)]
+    return float(np.corrcoef(*of_run)[0, 1])
 
 
 # --- methods: a study's values -> (mean, half width) ----------------------------------------------
@@ -184,20 +200,23 @@ def called(low: Values, high: Values) -> Values:
     return np.asarray(outside & ~equivalent, float)
 
 
-def fixed(random: np.random.Generator, a: Arm, b: Arm, studies: int) -> list[dict[str, Any]]:
-    """Every method at every number of repeats."""
+def fixed(
+    random: np.random.Generator, a: Arm, b: Arm, studies: int, together: tuple[float, float],
+    methods: dict[str, Callable[[Simulated], Interval]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Methods at every number of repeats; `together` of b against a, and of b against b."""
     truth = b.expected(random) - a.expected(random)
     found: dict[tuple[str, int], list[list[Values]]] = {}
     for repeats in REPEATS:
         for _ in range(0, studies, AT_ONCE):
-            effect = simulate(random, b, a, AT_ONCE, repeats)
-            nothing = simulate(random, b, b, AT_ONCE, repeats)
-            for name, method in METHODS.items():
+            effect = Simulated(*simulate(random, [b, a], AT_ONCE, repeats, together[0]))
+            nothing = Simulated(*simulate(random, [b, b], AT_ONCE, repeats, together[1]))
+            for name, method in methods.items():
                 _, low, high = method(effect)
                 _, none_low, none_high = method(nothing)
                 parts = found.setdefault((name, repeats), [[], [], []])
                 parts[0].append(np.asarray((low <= truth) & (truth <= high), float))
-                parts[1].append(none_high - none_low)
+                parts[1].append(high - low)
                 parts[2].append(called(none_low, none_high))
         print(f"{repeats} repeats: done", flush=True)
     return [
@@ -207,39 +226,41 @@ def fixed(random: np.random.Generator, a: Arm, b: Arm, studies: int) -> list[dic
 
 
 def until_decided(
-    random: np.random.Generator, a: Arm, b: Arm, studies: int
+    random: np.random.Generator, a: Arm, b: Arm, studies: int, alike: float
 ) -> list[dict[str, Any]]:
-    """Repeats added one by one up to MOST; the interval and the verdict of the last look."""
+    """Repeats added one by one, up to MOST or twice that: interval and verdict of the last look."""
     truth = b.expected(random) - a.expected(random)
     rows = []
-    for first in REPEATS[:-1]:
-        level = nominal(RULES.level, first, MOST)
+    for first in REPEATS:
+        most = MOST if first < MOST else 2 * MOST
+        level = nominal(RULES.level, first, most)
         parts: list[list[Values]] = [[], [], [], []]
         for _ in range(0, studies, AT_ONCE):
-            for kind, (one, other, true) in enumerate(((b, a, truth), (b, b, 0.0))):
-                y = simulate(random, one, other, AT_ONCE, MOST).differences
+            for kind, (other, together, true) in enumerate(((a, 1.0, truth), (b, alike, 0.0))):
+                arms = simulate(random, [b, other], AT_ONCE, most, together)
+                y = Simulated(*arms).differences
                 low, high, looks = last_look(y, first, level)
                 if kind == 0:
                     parts[0].append(np.asarray((low <= true) & (true <= high), float))
-                else:
                     parts[1].append(high - low)
+                else:
                     parts[2].append(called(low, high))
                     parts[3].append(looks)
         joined = [np.concatenate(p) for p in parts]
         rows.append(
-            record("fewmask --until-decided", first, *joined[:3], most=MOST,
+            record("fewmask --until-decided", first, *joined[:3], most=most,
                    mean_repeats=round(float(joined[3].mean()), 2))
         )  # fmt: skip
     return rows
 
 
 def last_look(y: Values, first: int, level: float) -> tuple[Values, Values, Values]:
-    """Intervals where each study stops: decided, or after MOST repeats."""
+    """Intervals where each study stops: decided, or after all its repeats."""
     studies = len(y)
     low, high = np.zeros(studies), np.zeros(studies)
     looks = np.zeros(studies)
     going = np.ones(studies, bool)
-    for runs in range(first, MOST + 1):
+    for runs in range(first, y.shape[1] + 1):
         one = estimate(y[going, :runs])
         half = one.half_width(level)
         rows = np.flatnonzero(going)
@@ -250,26 +271,26 @@ def last_look(y: Values, first: int, level: float) -> tuple[Values, Values, Valu
     return low, high, looks
 
 
-def families(random: np.random.Generator, b: Arm, studies: int) -> list[dict[str, Any]]:
-    """Four arms that are all the baseline, with Holm: how often is any of them called?"""
+def families(
+    random: np.random.Generator, b: Arm, studies: int, alike: float
+) -> list[dict[str, Any]]:
+    """Four arms that are all the baseline, with Holm: how often is any of them called?
+
+    Coverage is that of each arm's own interval.
+    """
     rows = []
     for repeats in REPEATS:
-        false, widths = [], []
+        covered, false, widths = [], [], []
         for _ in range(0, studies, AT_ONCE):
-            n = b.inside.shape[1]
-            images = random.integers(0, n, (AT_ONCE, 1, n, 1))
-            values = [
-                influences(
-                    *(np.take_along_axis(c, images, 2) for c in b.drawn(random, AT_ONCE, repeats))
-                )
-                for _ in range(FAMILY + 1)
-            ]
+            arms = simulate(random, [b] * (FAMILY + 1), AT_ONCE, repeats, alike)
+            values = [influences(*one) for one in arms]
             found = [estimate(one - values[0]) for one in values[1:]]
-            widths.append(np.stack([2 * one.half_width() for one in found]).mean(0))
+            covered += [np.asarray(np.abs(one.mean) <= one.half_width(), float) for one in found]
+            widths += [2 * one.half_width() for one in found]
             false.append(any_called(found))
         rows.append(
             record(f"fewmask, {FAMILY} arms (any)", repeats,
-                   1 - np.concatenate(false), np.concatenate(widths), np.concatenate(false))
+                   np.concatenate(covered), np.concatenate(widths), np.concatenate(false))
         )  # fmt: skip
     return rows
 
@@ -287,7 +308,9 @@ def any_called(found: list[Estimate]) -> Values:
     return np.array(any_one, float)
 
 
-def resampled(random: np.random.Generator, arm: Arm, studies: int) -> list[dict[str, Any]]:
+def resampled(
+    random: np.random.Generator, name: str, arm: Arm, studies: int
+) -> list[dict[str, Any]]:
     """Real runs of one arm split into two: no simulation, but studies share runs and images."""
     values = influences(arm.inside, arm.union)
     rows = []
@@ -301,18 +324,18 @@ def resampled(random: np.random.Generator, arm: Arm, studies: int) -> list[dict[
         low, high = one.mean - half, one.mean + half
         covered = np.asarray((low <= 0) & (high >= 0), float)
         rows.append(
-            record("fewmask, real runs resampled", repeats, covered, high - low, called(low, high),
-                   runs=len(values))
+            record(f"fewmask, real runs of {name} resampled", repeats, covered, high - low,
+                   called(low, high), runs=len(values))
         )  # fmt: skip
     return rows
 
 
-def power(random: np.random.Generator, b: Arm, studies: int) -> dict[str, Any]:
+def power(random: np.random.Generator, b: Arm, studies: int, alike: float) -> dict[str, Any]:
     """How often a true gain is called helped, by its size and the number of repeats."""
     gains = [0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12]
     found: dict[str, Any] = {"gains": gains, "studies": studies}
     for repeats in REPEATS:
-        y = simulate(random, b, b, studies, repeats).differences
+        y = Simulated(*simulate(random, [b, b], studies, repeats, alike)).differences
         rows = []
         for gain in gains:
             one = estimate(y + gain)
@@ -378,6 +401,8 @@ def draw(rows: list[dict[str, Any]], curve: dict[str, Any], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[2].set_yscale("log")
+    axes[2].set_yticks([5, 10, 20, 40, 80], ["5", "10", "20", "40", "80"])
+    axes[2].minorticks_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
                   fontsize=8, frameon=False)  # fmt: skip
     figure.savefig(out / "calibration.png", dpi=110)
@@ -406,14 +431,19 @@ def main() -> None:
     arguments = parser.parse_args()
     random = np.random.default_rng(arguments.seed)
     a, b = (read_arm(arguments.pool, name, arguments.budget) for name in ("scratch", "imagenet"))
-    rows = fixed(random, a, b, arguments.studies)
-    rows += until_decided(random, a, b, arguments.studies)
-    rows += families(random, b, arguments.studies)
-    rows += resampled(random, b, arguments.studies)
-    curve = power(random, b, 2000)
+    alike = correlation(a, b)
+    studies = arguments.studies
+    rows = fixed(random, a, b, studies, (1.0, alike), METHODS)
+    rows += fixed(random, a, b, studies, (0.0, 0.0), {"fewmask, arms not paired": ours})
+    rows += until_decided(random, a, b, studies, alike)
+    rows += families(random, b, studies, alike)
+    for name, arm in {"imagenet": b, "scratch": a}.items():
+        rows += resampled(random, name, arm, studies)
+    curve = power(random, b, 2000, alike)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "calibration.json").write_text(json.dumps(rows, indent=1) + "\n")
-    more = {"scratch": components(a), "imagenet": components(b), "power": curve}
+    more = {"scratch": components(a), "imagenet": components(b),
+            "correlation": round(alike, 3), "power": curve}  # fmt: skip
     (arguments.out / "power.json").write_text(json.dumps(more, indent=1) + "\n")
     lines = ["| method | repeats | covers | width (points) | A against A called | studies |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip

@@ -33,7 +33,7 @@ from fewmask.reporting.folder import read_study
 REPEATS = (2, 3, 4)
 KNOWN = (3, 4, 6)
 """Budgets that a simulated study has."""
-MASKS = 2.0 ** np.arange(2, 10)
+MASKS: Values = np.array([4.0, 8, 16, 32, 64, 128, 256, 512])
 INNER = "inside"
 
 
@@ -65,9 +65,9 @@ def simulated(studies: int) -> list[dict[str, Any]]:
     for repeats in REPEATS:
         for known in KNOWN:
             for number in range(studies):
-                random = np.random.default_rng((repeats, known, number))
+                random = np.random.default_rng((77, repeats, known, number))
                 truth = true_curve(random)
-                scores = truth + deviations(repeats, random)
+                scores = np.asarray(truth + deviations(repeats, random))
                 own = forecasts(MASKS, scores, truth, known)
                 rows += [{"curves": "simulated", "repeats": repeats, **row} for row in own]
     return rows

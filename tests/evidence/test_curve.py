@@ -148,6 +148,30 @@ def test_what_the_smallest_budget_reaches_takes_at_most_that() -> None:
     assert saved.needed.at_most == int(MASKS.min())
 
 
+def test_nothing_is_told_from_below_the_smallest_budget() -> None:
+    curve = curve_of(MASKS, repeats(power, n=6))
+    found = masks_for(curve, float(power(np.array(3.9))))
+    assert found.masks is None
+    assert found.at_most is not None
+    assert 4 <= found.at_most <= 6
+    found = masks_for(curve, float(power(np.array(4.6))))
+    assert found.low is not None
+    assert found.low >= 2
+
+
+def test_masks_saved_know_the_noise_of_the_baseline() -> None:
+    def nearly(n: Values) -> Values:
+        return power(2 * n) - 0.002  # 4 of its masks are not quite 8 of the baseline's
+
+    wrong = 0
+    for seed in range(40):
+        arm = curve_of(MASKS, repeats(nearly, noise=0.01, seed=seed))
+        base = curve_of(MASKS, repeats(power, noise=0.03, seed=100 + seed))
+        found = masks_saved(arm, base, 8).needed
+        wrong += found.at_most == 4
+    assert wrong <= 2
+
+
 def test_masks_saved_is_the_arm_s_need_for_the_baseline_s_iou() -> None:
     def better(n: Values) -> Values:
         return power(2 * n)

@@ -87,6 +87,31 @@ def test_budgets_sort_by_their_masks(page: webdriver.Chrome) -> None:
     assert column(page, "Dev")[1] == ["50"] * 3 + ["20"] * 3 + ["8"] * 3
 
 
+def test_words_sort_from_a_to_z_and_the_direction_is_said(page: webdriver.Chrome) -> None:
+    button, before = column(page, "Model")
+    button.click()
+    assert column(page, "Model")[1] == sorted(before) != before
+    assert page.find_elements(By.CSS_SELECTOR, 'table.sortable th[aria-sort="ascending"]')
+    button.click()
+    assert column(page, "Model")[1] == sorted(before, reverse=True)
+
+
+def test_reasons_come_after_numbers(page: webdriver.Chrome) -> None:
+    table = page.find_elements(By.CSS_SELECTOR, "table.sortable")[0]
+    cells = ["no answer: it lies beyond 2216 masks", "about 60 (45 to 90)", "at most 8",
+             "1 repeat: too few to tell", "\u22123.1 to +4.0", "+12.5", "3", "2", "1"]  # fmt: skip
+    rows = table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    for row, text in zip(rows, cells, strict=True):
+        cell = row.find_elements(By.TAG_NAME, "td")[1]
+        change = "arguments[0].textContent = arguments[1]; delete arguments[0].dataset.sort"
+        page.execute_script(change, cell, text)
+    table.find_elements(By.CSS_SELECTOR, "thead button")[2].click()
+    rows = table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    found = [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows]
+    assert found[:7] == [cells[1], cells[5], cells[2], "3", "2", "1", cells[4]]
+    assert set(found[7:]) == {cells[0], cells[3]}
+
+
 def test_a_picture_opens_large_and_escape_closes_it(page: webdriver.Chrome) -> None:
     button = page.find_element(By.CSS_SELECTOR, "button.zoom")
     button.send_keys(Keys.ENTER)

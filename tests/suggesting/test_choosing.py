@@ -82,6 +82,13 @@ def test_small_clusters_come_last() -> None:
     assert of[typical(features, labelled, 1, seed=0).rows[0]] != 0, "though it has none labelled"
 
 
+def test_a_small_pool_is_not_taken_from_a_few_clusters_alone() -> None:
+    features, of = blobs((7,) * 8)
+    chosen = of[typical(features, torch.empty(0, features.shape[1]), 20, seed=0).rows]
+    assert sorted(set(chosen.tolist())) == list(range(8))
+    assert np.bincount(chosen).max() <= 4
+
+
 def test_mini_batches_find_the_same_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     features, of = blobs((30, 12, 20))
     monkeypatch.setattr(clusters, "WHOLE", 10)

@@ -104,8 +104,8 @@ def fit_curve(masks: Values, scores: Values, seed: int = 0) -> Curve:
     together = NESTED * alike + (1 - NESTED) * np.eye(len(masks))
     # Deviations that go together tell less of their variance than as many independent ones
     # (Satterthwaite 1946); here as if subsets were all that varies, so rather too little.
-    common = (np.square(alike).sum() - len(masks)) / (len(masks) * (len(masks) - 1))
-    known = freedom.sum() / (1 + (len(masks) - 1) * common)
+    shared = np.minimum(freedom[:, None], freedom)
+    known = freedom.sum() ** 2 / (np.square(alike) * shared).sum()
     random = np.random.default_rng(seed)
     unit = random.standard_normal((DRAWS, len(masks))) @ np.linalg.cholesky(together).T
     student = np.sqrt(known / random.chisquare(known, (DRAWS, 1)))

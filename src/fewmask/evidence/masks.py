@@ -12,6 +12,8 @@ from fewmask.evidence.curve import Curve, fit_curve, weighted_quantiles
 
 FURTHEST = 4.0
 """How many times the largest budget a forecast may lie out."""
+FEWEST = 2
+"""What trains and validates."""
 WIDEST = 8.0
 """The ratio of the interval's ends above which it is no answer."""
 
@@ -20,7 +22,7 @@ WIDEST = 8.0
 class Needed:
     """How many masks reach an IoU: about `masks`, `low` to `high` (95 %); or why not.
 
-    Where the smallest budget reaches it already, that is `at_most`, and nothing else is known.
+    Below the smallest budget nothing is known: what is reached there or before takes `at_most`.
     """
 
     iou: float
@@ -55,7 +57,7 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
     if isinstance(curve, str):
         return Needed(iou, refusal=curve)
     most, least = float(curve.masks.max()), float(curve.masks.min())
-    low_end, _, _ = curve.band(np.array([least]))
+    low_end, middle_end, _ = curve.band(np.array([least]))
     if iou <= float(low_end[0]):
         return Needed(iou, at_most=round(least))
     if not _rises(curve):
@@ -71,7 +73,9 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
     if not math.isfinite(high) or high / low > WIDEST:
         end = f"{high:.0f}" if math.isfinite(high) else f"more than {limit:.0f}"
         return Needed(iou, refusal=f"it may take {low:.0f} masks or {end}")
-    return Needed(iou, round(middle), math.floor(low), math.ceil(high))
+    if iou <= float(middle_end[0]):
+        return Needed(iou, at_most=math.ceil(high))
+    return Needed(iou, round(middle), max(math.floor(low), FEWEST), math.ceil(high))
 
 
 def masks_saved(arm: Curve | str, baseline: Curve | str, of: int) -> Saved:
@@ -84,13 +88,15 @@ def masks_saved(arm: Curve | str, baseline: Curve | str, of: int) -> Saved:
         return Saved(of, Needed(math.nan, refusal=f"of the baseline {baseline}"))
     low, middle, high = (float(end[0]) for end in baseline.band(np.array([float(of)])))
     found = masks_for(arm, middle)
-    ends = masks_for(arm, low), masks_for(arm, high)
-    if found.masks is None:
+    easy, hard = masks_for(arm, low), masks_for(arm, high)
+    most = hard.high if hard.at_most is None else hard.at_most
+    if found.refusal:
         return Saved(of, found)
-    if ends[1].high is None:  # `at_most` can't be: it is harder than what takes `found.masks`
-        return Saved(of, Needed(middle, refusal=ends[1].refusal))
-    floor = ends[0].low if ends[0].low is not None else 1
-    return Saved(of, Needed(middle, found.masks, floor, ends[1].high))
+    if most is None:
+        return Saved(of, Needed(middle, refusal=hard.refusal))
+    if found.masks is None:
+        return Saved(of, Needed(middle, at_most=most))
+    return Saved(of, Needed(middle, found.masks, easy.low or FEWEST, most))
 
 
 def _rises(curve: Curve) -> bool:

@@ -62,13 +62,11 @@ def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
     sure = [v for v in found if v.interval is not None]
     if not sure:
         return f"{too_few(max(len(v.repeats) for v in found))}: these differences may be chance."
-    covered = "other runs and other test images"
-    if any(v.images == 0 for v in sure):
-        covered = "other runs, on these test images"
     said = (
-        f"The 95 % intervals cover what {covered} would change. Words are corrected for the number "
-        f"of arms at a budget; no difference that matters means less than "
-        f"{100 * fixed.margin:g} point{'' if fixed.margin == 0.01 else 's'} of {study.iou_name}."
+        f"The 95 % intervals of differences cover what {covered(found)} would change, each for its "
+        "own arm. Words are corrected for the number of arms at a budget; no difference that "
+        f"matters means less than {100 * fixed.margin:g} point"
+        f"{'' if fixed.margin == 0.01 else 's'} of {study.iou_name}."
     )
     alone = [v for v in found if v.interval is None]
     if alone:
@@ -98,6 +96,13 @@ def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
     return said
 
 
+def covered(found: list[Verdict]) -> str:
+    """What the intervals of differences admit to be otherwise."""
+    if any(v.interval is not None and v.images == 0 for v in found):
+        return "other runs, on these test images"
+    return "other runs and other test images"
+
+
 def too_few(repeats: int) -> str:
     """What is said in place of an interval.
 
@@ -117,8 +122,8 @@ def difference_rows(study: StudyFolder, found: list[Verdict]) -> list[dict[str, 
             "Differences, pair by pair": ", ".join(signed(d) for d in verdict.differences),
             "Mean": signed(verdict.mean),
             "95 % interval": _interval(verdict) or too_few(len(verdict.repeats)),
-            "Verdict": verdict.word,
-            "p": _p(verdict.p) if verdict.interval else "",
+            "Verdict": _word(verdict),
+            "p": _p(verdict),
             "To decide": _to_decide(verdict),
         }
         for verdict in found
@@ -137,7 +142,18 @@ def _to_decide(verdict: Verdict) -> str:
     return f"about {verdict.more} more repeat{'' if verdict.more == 1 else 's'}"
 
 
-def _p(value: float) -> str:
+def _word(verdict: Verdict) -> str:
+    """The verdict; said where it is the number of arms that keeps it open."""
+    low, high = verdict.interval or (0.0, 0.0)
+    alone = verdict.word == "cannot tell" and (low > 0 or high < 0)
+    return "cannot tell, for so many arms" if alone else verdict.word
+
+
+def _p(verdict: Verdict) -> str:
+    """The p-value that the word goes by."""
+    if verdict.interval is None:
+        return ""
+    value = verdict.p_equivalent if verdict.word == "equivalent" else verdict.p
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

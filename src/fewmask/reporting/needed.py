@@ -85,10 +85,10 @@ def phrase(needed: Needed) -> str:
     >>> phrase(Needed(0.85, refusal="no budget was repeated"))
     'no answer: no budget was repeated'
     >>> phrase(Needed(0.85, at_most=8))
-    'at most 8, the smallest budget'
+    'at most 8'
     """
     if needed.at_most is not None:
-        return f"at most {needed.at_most}, the smallest budget"
+        return f"at most {needed.at_most}"
     if needed.masks is None:
         return f"no answer: {needed.refusal}"
     return f"about {needed.masks} ({needed.low} to {needed.high})"

@@ -1,8 +1,11 @@
 "use strict";
 // Sorting: a click on a column's heading; again turns it round; a third time gives the plan's order.
+// Numbers begin with the largest, words with A. A reason in a number's place ("no answer: ...",
+// "1 repeat: too few to tell") comes last.
 const number = (text) => {
-  const found = text.replace(/\u2212/g, "-").match(/[-+]?\d+(\.\d+)?/);
-  return found ? parseFloat(found[0]) : NaN;
+  const plain = text.replace(/\u2212/g, "-");
+  const found = plain.match(/^(?:(?:about|at most|at least) )?([-+]?\d+(?:\.\d+)?)/);
+  return found && !plain.includes(": ") ? parseFloat(found[1]) : NaN;
 };
 const value = (cell) => (cell.dataset.sort === undefined ? cell.textContent.trim() : cell.dataset.sort);
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -15,8 +18,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const now = head.getAttribute("aria-sort");
-      const next = now === null ? "descending" : now === "descending" ? "ascending" : null;
+      const numbers = column > 0 && order.some((row) => !isNaN(number(value(row.cells[column]))));
+      const turns = numbers ? ["descending", "ascending", null] : ["ascending", "descending", null];
+      const next = turns[(turns.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
       for (const other of heads) other.removeAttribute("aria-sort");
       if (next) head.setAttribute("aria-sort", next);
       table.classList.toggle("sorted", next !== null);
@@ -24,11 +28,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = next === null ? order : [...order].sort((a, b) => {
         const [x, y] = [value(a.cells[column]), value(b.cells[column])];
         const [m, n] = [number(x), number(y)];
-        if (column > 0 && !(isNaN(m) && isNaN(n))) {
-          if (isNaN(m) || isNaN(n)) return isNaN(m) - isNaN(n); // without a number: last
-          return sign * (m - n);
+        if (numbers && !(isNaN(m) && isNaN(n))) {
+          return isNaN(m) || isNaN(n) ? isNaN(m) - isNaN(n) : sign * (m - n);
         }
-        return sign * -x.localeCompare(y);
+        return sign * x.localeCompare(y);
       });
       body.append(...rows);
     });

@@ -15,7 +15,7 @@ from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.about_data import balance_rows, nearness_rows
 from fewmask.reporting.examples import disagreement_panel, example_panels
-from fewmask.reporting.findings import difference_rows, findings
+from fewmask.reporting.findings import covered, difference_rows, findings
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts, write_verdicts
 from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
@@ -83,7 +83,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
     warnings = [str(warning) for warning in plan.get("warnings", [])]
     curves = label_curves(study)
     wanted = targets(study, curves)
-    said = findings(study)
+    said, judged = findings(study), verdicts(study)
     enough = needed_sentence(study, curves, wanted)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     digest = sha256(script.encode()).digest()  # the page runs this script and no other
@@ -107,7 +107,8 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "curve": curve(study, curves),
         "needed": grouped(needed_rows(study, curves, wanted), "Arm"),
         "chart": chart(study),
-        "differences": grouped(difference_rows(study, verdicts(study)), "Arm"),
+        "differences": grouped(difference_rows(study, judged), "Arm"),
+        "covered": covered(judged),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
         "panels": shown_panels(
             study,

@@ -30,7 +30,9 @@ def in_range(where: str, key: str, value: Any) -> float:
 def read_budget(where: str, value: Any) -> BudgetSize:
     """A fraction of the pairs (float, up to 1) or a number of masks (int); raises UserError."""
     if value == 1 and isinstance(value, int) and not isinstance(value, bool):
-        raise UserError(f"{where}: budget 1; 1 mask can't train and validate. A share has a point: 0.8")
+        raise UserError(
+            f"{where}: budget 1; 1 mask can't train and validate. A share has a point: 0.8"
+        )
     if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
         raise UserError(
             f"{where}: budget {value!r}; expected a fraction (0.2) or a number of masks"

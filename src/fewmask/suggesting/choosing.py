@@ -133,9 +133,11 @@ class _Clusters:
             for cluster in np.unique(self.labels)
             for own in [np.flatnonzero(self.labels == cluster)]
         }
+        # Where pictures are few for so many clusters, most are small: then only the smallest wait.
+        small = min(SMALL, 0.5 * self.sizes.mean())
         held, rows = self.labelled.copy(), []
         for _ in range(n):
-            cluster = min(left, key=lambda k: (self.sizes[k] <= SMALL, held[k], -self.sizes[k], k))
+            cluster = min(left, key=lambda k: (self.sizes[k] <= small, held[k], -self.sizes[k], k))
             rows.append(int(left[cluster].pop()))
             held[cluster] += 1
             if not left[cluster]:
