@@ -101,6 +101,45 @@ def test_pool_images_that_show_test_pictures_are_left_out_and_counted(
         assert sheet.height > 300
 
 
+def test_the_pool_of_a_run_that_an_arm_starts_from_is_looked_at(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, pool = data
+    run = tmp_path / "before"
+    fewmask.pretrain(
+        images=str(pool), out=str(run), encoder="resnet18", size=32, steps=1, batch_size=4
+    )
+    plan = Path(planned(tmp_path, pairs, pool))
+    plan.write_text(plan.read_text().replace(f'images = "{pool}"', f'init = "{run}"'))
+    fewmask.study(plan=str(plan), out=str(tmp_path / "out"))
+    found = facts_of(tmp_path / "out")["leakage"]["pool"][str(run)]
+    assert (found["left_out"], found["test"]["near"]) == (0, 2)
+    assert "show test pictures and are pre-trained on" in capsys.readouterr().err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "show test pictures; they were used in pre-training" in page
+    for path in pool.iterdir():
+        path.unlink()
+    fewmask.study(plan=str(plan), out=str(tmp_path / "out2"), masks=(3,))
+    assert "whether it was pre-trained on test pictures is not known" in capsys.readouterr().err
+
+
+def test_a_run_fine_tuned_on_test_pictures_is_no_start(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    pairs, pool = data
+    run = tmp_path / "before"
+    fewmask.finetune(
+        pairs=str(pairs), out=str(run), encoder="resnet18", size=32, steps=1, batch_size=4
+    )
+    plan = Path(planned(tmp_path, pairs, pool))
+    plan.write_text(plan.read_text().replace(f'images = "{pool}"', f'init = "{run}"'))
+    with pytest.raises(UserError, match="fine-tuned on 2 of the 2 test pictures"):
+        fewmask.study(plan=str(plan), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    plan.write_text(plan.read_text().replace("\nsize", "\nkeep_test_images_in_pool = true\nsize"))
+    fewmask.study(plan=str(plan), out=str(tmp_path / "out"))
+
+
 def test_no_left_out_image_is_ever_in_a_batch(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,14 @@ from fewmask.data.leakage import (
 from fewmask.data.sides import Copy, write_sides
 from fewmask.data.sources import open_images
 from fewmask.data.split import Split
+from fewmask.flags import read_toml
+from fewmask.inference import trained_hashes
 from fewmask.progress import progress
 from fewmask.settings import StudySettings
+from fewmask.studies.arms import STARTS
 from fewmask.studies.described import some
 from fewmask.studies.plan import Plan
+from fewmask.types import UserError
 from fewmask.workflows import Prepared
 
 
@@ -99,13 +103,59 @@ def find_leakage(plan: Plan, prepared: Prepared, split: Split, settings: StudySe
                 labelled.append(Shared(exact, pairs.items[a], pairs.items[b]))
     sources = dict.fromkeys(arm.pretrain.images for arm in plan.arms if arm.pretrain)
     leave_out = not plan.keep_test_images_in_pool
+    starts = [
+        run for arm in plan.arms if arm.init not in STARTS and (run := Path(arm.init)).is_dir()
+    ]
+    _refuse_tested(starts, checked.hashes, pairs, test, told=plan.keep_test_images_in_pool)
     pools = [_pool(src, pairs, test, settings, leave_out=leave_out) for src in sources]
     left_out = {
         pool.src: frozenset(one.left.name for one in pool.test)
         for pool in pools
         if pool.test and leave_out
     }
+    runs = [_of_run(run, pairs, test, settings) for run in dict.fromkeys(starts)]
+    pools += [leak for leak in runs if leak is not None]
     return Leakage(tuple(pools), tuple(labelled), tuple(within), left_out)
+
+
+def _refuse_tested(
+    starts: Sequence[Path],
+    hashes: Sequence[str],
+    pairs: Pictures,
+    test: frozenset[int],
+    *,
+    told: bool,
+) -> None:
+    """A fine-tuned run that has seen masks of the test set is no starting point. UserError."""
+    for run in starts:
+        seen = trained_hashes(run)
+        tested = [pairs.items[row].name for row in sorted(test) if hashes[row] in seen]
+        if tested and not told:
+            raise UserError(
+                f"{run}: was fine-tuned on {len(tested)} of the {len(test)} test pictures "
+                f"({tested[0]}), so an arm that starts from it has seen what it is tested on. "
+                "Fine-tune it without them, or set keep_test_images_in_pool = true"
+            )
+
+
+def _of_run(
+    run: Path, pairs: Pictures, test: frozenset[int], settings: StudySettings
+) -> PoolLeak | None:
+    """What the pool of a pre-trained run shares with the pairs; None where it has no pool."""
+    path = run / "config.toml"
+    src = read_toml(str(path)).get("images") if path.is_file() else None
+    if src is None:
+        return None
+    try:
+        found = _pool(str(src), pairs, test, settings, leave_out=False)
+    except UserError as problem:
+        print(
+            f"warning: {run}: whether it was pre-trained on test pictures is not known, for its "
+            f"pool can't be read: {problem.faults[0]}",
+            file=sys.stderr,
+        )
+        return None
+    return replace(found, src=str(run), name=f"{found.name} of {run.name}")
 
 
 def _pool(
