@@ -154,9 +154,10 @@ def test_nothing_is_told_from_below_the_smallest_budget() -> None:
     assert found.masks is None
     assert found.at_most is not None
     assert 4 <= found.at_most <= 6
-    found = masks_for(curve, float(power(np.array(4.6))))
-    assert found.low is not None
-    assert found.low >= 2
+    for masks in (4.2, 5, 6, 8, 12):
+        found = masks_for(curve, float(power(np.array(masks))))
+        assert (found.low or 4) >= 4
+        assert (found.high or found.at_most or 0) >= masks
 
 
 def test_masks_saved_know_the_noise_of_the_baseline() -> None:

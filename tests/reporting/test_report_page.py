@@ -69,7 +69,7 @@ def test_page_asks_the_network_for_nothing(page: Path) -> None:
     assert tags.count("script") == 1
     for tag, attributes in checker.tags:
         for name in ("src", "srcset", "href"):
-            assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#"))
+            assert (attributes.get(name) or "#").startswith(("data:image/webp;base64,", "#"))
         assert not [name for name in attributes if name.startswith("on")], tag
     assert not re.search(r"https?://|@import|url\(", text)
     policy = next(a["content"] for t, a in checker.tags if t == "meta" and "http-equiv" in a)

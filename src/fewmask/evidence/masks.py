@@ -12,8 +12,6 @@ from fewmask.evidence.curve import Curve, fit_curve, weighted_quantiles
 
 FURTHEST = 4.0
 """How many times the largest budget a forecast may lie out."""
-FEWEST = 2
-"""What trains and validates."""
 WIDEST = 8.0
 """The ratio of the interval's ends above which it is no answer."""
 
@@ -22,7 +20,8 @@ WIDEST = 8.0
 class Needed:
     """How many masks reach an IoU: about `masks`, `low` to `high` (95 %); or why not.
 
-    Below the smallest budget nothing is known: what is reached there or before takes `at_most`.
+    Below the smallest budget nothing is known: where the interval goes there, its upper end is all
+    that can be said, `at_most`.
     """
 
     iou: float
@@ -57,7 +56,7 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
     if isinstance(curve, str):
         return Needed(iou, refusal=curve)
     most, least = float(curve.masks.max()), float(curve.masks.min())
-    low_end, middle_end, _ = curve.band(np.array([least]))
+    low_end, _, _ = curve.band(np.array([least]))
     if iou <= float(low_end[0]):
         return Needed(iou, at_most=round(least))
     if not _rises(curve):
@@ -70,12 +69,13 @@ def masks_for(curve: Curve | str, iou: float) -> Needed:
     if not math.isfinite(middle):
         return Needed(iou, refusal=f"it lies beyond {limit:.0f} masks, {FURTHEST:g} times the "
                       "largest budget, if it can be reached at all")  # fmt: skip
-    if not math.isfinite(high) or high / low > WIDEST:
+    if not math.isfinite(high) or high / max(low, least) > WIDEST:
+        start = f"{low:.0f} masks" if low >= least else "the smallest budget"
         end = f"{high:.0f}" if math.isfinite(high) else f"more than {limit:.0f}"
-        return Needed(iou, refusal=f"it may take {low:.0f} masks or {end}")
-    if iou <= float(middle_end[0]):
+        return Needed(iou, refusal=f"it may take {start} or {end}")
+    if low < least:
         return Needed(iou, at_most=math.ceil(high))
-    return Needed(iou, round(middle), max(math.floor(low), FEWEST), math.ceil(high))
+    return Needed(iou, round(middle), math.floor(low), math.ceil(high))
 
 
 def masks_saved(arm: Curve | str, baseline: Curve | str, of: int) -> Saved:
@@ -94,9 +94,9 @@ def masks_saved(arm: Curve | str, baseline: Curve | str, of: int) -> Saved:
         return Saved(of, found)
     if most is None:
         return Saved(of, Needed(middle, refusal=hard.refusal))
-    if found.masks is None:
+    if found.masks is None or easy.low is None:
         return Saved(of, Needed(middle, at_most=most))
-    return Saved(of, Needed(middle, found.masks, easy.low or FEWEST, most))
+    return Saved(of, Needed(middle, found.masks, easy.low, most))
 
 
 def _rises(curve: Curve) -> bool:

@@ -6,9 +6,12 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from fewmask.evidence.curve import Curve
 from fewmask.files import write_text_atomic
@@ -32,6 +35,8 @@ from fewmask.reporting.table import (
 from fewmask.reporting.theme import Picture
 
 MOST_WARNINGS = 20
+WEBP_MOST = 16383
+"""Pixels a side that the format can hold."""
 
 
 @dataclass(frozen=True)
@@ -212,17 +217,24 @@ def shown_panels(
         shown = None
         if panel is not None:
             alt = f"Test images, their true masks and the predictions of {panel.says}."
-            shown = _shown(panels.write_panel(study, panel), alt)
+            shown = _shown(panels.write_panel(study, panel), alt, photographs=True)
         if panel is not None and shown is not None:
             found.append((panel.says, shown))
     return found
 
 
-def _shown(picture: Picture | None, alt: str) -> Shown | None:
+def _shown(picture: Picture | None, alt: str, *, photographs: bool = False) -> Shown | None:
     if picture is None:
         return None
-    return Shown(_data_uri(picture.light), _data_uri(picture.dark), picture.width, alt)
+    light, dark = (_data_uri(png, photographs) for png in (picture.light, picture.dark))
+    return Shown(light, dark, picture.width, alt)
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def _data_uri(png: bytes, photographs: bool) -> str:
+    """A figure as WebP, a quarter of the PNG: without loss, unless most of it is photographs."""
+    with Image.open(BytesIO(png)) as image:
+        if max(image.size) > WEBP_MOST:
+            return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+        buffer = BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=90, lossless=not photographs)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
