@@ -9,6 +9,7 @@ import pytest
 
 from fewmask.reporting.examples import disagreement_panel, example_images, example_panels
 from fewmask.reporting.folder import StudyFolder, read_study
+from fewmask.reporting.judged import verdicts
 from fewmask.reporting.page import render
 
 SCORES = {
@@ -49,7 +50,7 @@ def test_the_disputed_images_come_first(study: StudyFolder) -> None:
 
 
 def test_they_stand_on_the_page(study: StudyFolder) -> None:
-    text = render(study)
+    text = render(study, verdicts(study))
     assert "where the arms disagree most at 20" in text
     assert text.count("the best, the median and the worst test image") == 2 * 2  # and in words
     assert (study.path / "figures" / "panels_disagreements.png").is_file()

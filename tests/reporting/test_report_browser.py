@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from base64 import b64decode
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,77 @@ def test_a_picture_opens_large_and_escape_closes_it(page: webdriver.Chrome) -> N
     assert dialog.find_element(By.TAG_NAME, "img").get_attribute("alt")
     dialog.send_keys(Keys.ESCAPE)
     assert dialog.get_attribute("open") is None
+
+
+def test_every_definition_is_one_click_away(page: webdriver.Chrome) -> None:
+    """From each section with numbers in it; the definition then is on the screen."""
+    for section in ("table", "curve", "differences"):
+        links = page.find_elements(
+            By.CSS_SELECTOR, f"section[aria-labelledby={section}] a[href^='#is-']"
+        )
+        assert links, section
+        for link in links:
+            target = str(link.get_attribute("href")).split("#")[1]
+            link.send_keys(Keys.ENTER)
+            term = page.find_element(By.ID, target)
+            top = page.execute_script("return arguments[0].getBoundingClientRect().top", term)
+            assert term.text
+            assert -1 < top < 900, target
+
+
+def test_a_screen_reader_gets_a_name_for_everything(page: webdriver.Chrome) -> None:
+    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    seen: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node.get("ignored") and "role" in node:
+            name = node.get("name", {}).get("value", "").strip()
+            seen.setdefault(node["role"]["value"], []).append(name)
+    for role in ("image", "button", "link", "region", "columnheader", "rowheader", "heading"):
+        assert seen[role], role
+        assert all(seen[role]), role
+    levels = page.find_elements(By.CSS_SELECTOR, "h1, h2, h3")
+    steps = [int(heading.tag_name[1]) for heading in levels]
+    assert steps[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(steps))
+
+
+def test_a_dark_screen_gets_dark_figures(page: webdriver.Chrome) -> None:
+    def seen(scheme: str) -> tuple[str, str]:
+        feature = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
+        return tuple(
+            page.execute_async_script(
+                "const done = arguments[0], image = document.querySelector('figure img');"
+                "setTimeout(() => done([getComputedStyle(document.body).backgroundColor,"
+                " image.currentSrc]), 300)"
+            )
+        )
+
+    light, dark = seen("light"), seen("dark")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert light[0] == "rgb(245, 246, 248)"
+    assert dark[0] == "rgb(15, 19, 25)"
+    assert light[1] != dark[1]
+
+
+def test_it_prints_on_pages_of_a4_without_cutting(page: webdriver.Chrome) -> None:
+    """At the width of the sheet nothing scrolls sideways; every figure is on some page."""
+    sheet = {"width": 717, "height": 1045, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    wide = page.execute_script(
+        "return [...document.querySelectorAll('section *')].filter("
+        "e => e.getBoundingClientRect().right > 718).map(e => e.tagName)"
+    )
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    printed = b64decode(
+        page.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
+    )
+    assert wide == []
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) >= 2
+    figures = len(page.find_elements(By.CSS_SELECTOR, "figure img"))
+    assert len(re.findall(rb"/Subtype\s*/Image\b", printed)) >= figures
 
 
 @pytest.mark.parametrize("width", [390, 1200])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fewmask.captions import fitting
 from fewmask.data.images import Undecodable
 from fewmask.data.items import ImageItem
 from fewmask.data.leakage import Shared
@@ -57,17 +57,17 @@ def write_sides(path: Path, copies: Sequence[Copy], title: str) -> None:
     sheet = Image.new("RGB", (width, top + tall * -(-len(shown) // ACROSS)), PAPER)
     draw = ImageDraw.Draw(sheet)
     more = f" The first {len(shown)} are shown." if len(shown) < len(copies) else ""
-    draw.text((4 * GAP, LINE), _fit(draw, title + more, width - 8 * GAP, 14), INK, _font(14))
+    draw.text((4 * GAP, LINE), fitting(title + more, _font(14), width - 8 * GAP), INK, _font(14))
     for place, (left, right, one) in enumerate(shown):
         x = 4 * GAP + place % ACROSS * (2 * SIDE + 5 * GAP)
         y = top + place // ACROSS * tall
         for column, item in enumerate((one.left, one.right)):
             at = x + column * (SIDE + GAP)
             sheet.paste(_small(item), (at, y))
-            name = _fit(draw, item.name, SIDE, 11)
+            name = fitting(item.name, _font(11), SIDE)
             draw.text((at, y + SIDE + 2), name, QUIET, _font(11))
         sets = left if left == right else f"{left} | {right}"
-        line = _fit(draw, f"{one.kind}: {sets}", 2 * SIDE + GAP, 11)
+        line = fitting(f"{one.kind}: {sets}", _font(11), 2 * SIDE + GAP)
         draw.text((x, y + SIDE + LINE), line, INK, _font(11))
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
@@ -96,18 +96,3 @@ def _small(item: ImageItem) -> Image.Image:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    """The text, its middle left out where it is too long; without what the font can't hold."""
-    text = os.fsencode(text).decode("utf-8", "replace")
-    if draw.textlength(text, _font(size)) <= width:
-        return text
-    keep = len(text)
-    while keep > 4 and draw.textlength(_shortened(text, keep), _font(size)) > width:
-        keep -= 1
-    return _shortened(text, keep)
-
-
-def _shortened(text: str, keep: int) -> str:
-    return f"{text[: keep // 3]}...{text[-(keep - keep // 3) :]}"

@@ -21,19 +21,23 @@ BESIDE_BASELINE = {
 BESIDE_IMAGENET = BESIDE_BASELINE | {"helped": "better", "hurt": "worse"}
 
 
-def findings(study: StudyFolder) -> list[str]:
-    """The sentences, most important first: own pre-training against ImageNet where it is an arm."""
-    against = verdicts(study)
-    said = []
+def findings(study: StudyFolder, against: list[Verdict] | None = None) -> list[str]:
+    """The sentences, most important first: own pre-training against ImageNet where it is an arm.
+
+    `against`: the verdicts against the plan's baseline, where they are known already.
+    """
+    against = verdicts(study) if against is None else against
+    own: list[Verdict] = []
     if IMAGENET in study.arms and study.baseline != IMAGENET:
         own = [v for v in verdicts(study, IMAGENET) if v.arm != study.baseline]
-        if own:
-            said.append(
-                verdict_sentence(own, "Own pre-training against ImageNet weights", BESIDE_IMAGENET)
-            )
+    said = []
+    if own:
+        said.append(
+            verdict_sentence(own, "Own pre-training against ImageNet weights", BESIDE_IMAGENET)
+        )
     if against:
         said.append(verdict_sentence(against, f"Against the baseline, {study.baseline}"))
-        said.append(trust_sentence(study, against))
+        said.append(trust_sentence(study, against, twice=bool(own)))
     elif study.done:
         said.append(f"No arm has a finished run that pairs with one of {study.baseline} yet.")
     return said
@@ -56,16 +60,17 @@ def verdict_sentence(
     return f"{subject}: {'; '.join(parts)}."
 
 
-def trust_sentence(study: StudyFolder, found: list[Verdict]) -> str:
-    """What the intervals and words cover, and what they don't."""
+def trust_sentence(study: StudyFolder, found: list[Verdict], *, twice: bool = False) -> str:
+    """What the intervals and words cover, and what they don't; `twice`: ImageNet's, too."""
     fixed = rules(study)
     sure = [v for v in found if v.interval is not None]
     if not sure:
         return f"{too_few(max(len(v.repeats) for v in found))}: these differences may be chance."
+    apart = ", in either of the two comparisons by itself" if twice else ""
     said = (
         f"The 95 % intervals of differences cover what {covered(found)} would change, each for its "
-        "own arm. Words are corrected for the number of arms at a budget; no difference that "
-        f"matters means less than {100 * fixed.margin:g} point"
+        f"own arm. Words are corrected for the number of arms at a budget{apart}; no difference "
+        f"that matters means less than {100 * fixed.margin:g} point"
         f"{'' if fixed.margin == 0.01 else 's'} of {study.iou_name}."
     )
     alone = [v for v in found if v.interval is None]

@@ -64,17 +64,30 @@ class StudyFolder:
 
     @property
     def leakage(self) -> tuple[str, ...]:
-        """A sentence for each way in which pools, test set and other pairs share pictures."""
-        found = self.plan.get("leakage") or {}
+        """What was found when pools, test set and other pairs were searched for one picture.
+
+        Also says where there was nothing; () where a study folder knows of no search.
+        """
+        found = self.plan.get("leakage")
+        if not found:
+            return ()
         said = []
         if words := _copies(found.get("test", {}), "test picture"):
             said.append(f"{words} among the pairs to train on, too: the scores may flatter.")
-        for pool in found.get("pool", {}).values():
-            of_pool = f"image of the pool {pool['pool']}"
-            if words := _copies(pool["test"], of_pool, "show"):
-                done = "left out of" if pool["left_out"] else "used in"
+        else:
+            said.append("No test picture is among the pairs to train on, nor an altered copy.")
+        if words := _copies(found.get("within", {}), "labelled picture"):
+            side = "its copy" if words.startswith("1 ") else "their copies"
+            said.append(f"{words} there more than once, on one side of the split with {side}.")
+        for src, pool in found.get("pool", {}).items():
+            name = pool.get("pool", src)
+            if words := _copies(pool.get("test", {}), f"image of the pool {name}", "show"):
+                done = "left out of" if pool.get("left_out") else "used in"
                 said.append(f"{words} test pictures; they were {done} pre-training.")
-            if words := _copies(pool["train_or_validation"], of_pool, "show"):
+            else:
+                said.append(f"No image of the pool {name} shows a test picture.")
+            rest = pool.get("train_or_validation", {})
+            if words := _copies(rest, f"image of the pool {name}", "show"):
                 said.append(f"{words} pictures to train or validate on; they stayed in.")
         return tuple(said)
 

@@ -46,10 +46,10 @@ def rules(study: StudyFolder, budget: Budget | None = None) -> Rules:
     )
 
 
-def write_verdicts(study: StudyFolder) -> None:
+def write_verdicts(study: StudyFolder, judged: list[Verdict]) -> None:
     """verdicts.csv: every arm against the baseline at every budget; IoU as a fraction of 1."""
     rows = []
-    for v in verdicts(study):
+    for v in judged:
         low, high = v.interval or (None, None)
         mean, against = (sum(scores) / len(v.pairs) for scores in zip(*v.pairs, strict=True))
         values = (v.arm, study.baseline, v.budget, len(v.repeats), mean, against, v.mean, low, high,

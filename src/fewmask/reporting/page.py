@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fewmask.evidence.curve import Curve
+from fewmask.evidence.verdicts import Verdict
 from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.about_data import balance_rows, nearness_rows
@@ -32,9 +33,11 @@ from fewmask.reporting.table import (
     study_rows,
     write_study_table,
 )
+from fewmask.reporting.terms import OF_DIFFERENCES, OF_MASKS
 from fewmask.reporting.theme import Picture
 
 MOST_WARNINGS = 20
+BOTH_SIDES = ("test", "train_or_validation")
 WEBP_MOST = 16383
 """Pixels a side that the format can hold."""
 
@@ -56,14 +59,15 @@ def write_report(study: Path) -> Path:
     `study.json` or `results.csv` can't be read.
     """
     folder = read_study(study)
+    judged = verdicts(folder)
     write_study_table(folder)
-    write_verdicts(folder)
+    write_verdicts(folder, judged)
     page = study / "report.html"
-    write_text_atomic(page, render(folder))
+    write_text_atomic(page, render(folder, judged))
     return page
 
 
-def render(study: StudyFolder) -> str:
+def render(study: StudyFolder, judged: list[Verdict]) -> str:
     """The page as HTML; writes the figures, which it shows."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -73,7 +77,7 @@ def render(study: StudyFolder) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["unbroken"] = unbroken
-    return environment.get_template("page.html").render(**contents(study))
+    return environment.get_template("page.html").render(**contents(study, judged))
 
 
 def unbroken(text: str) -> str:
@@ -81,14 +85,15 @@ def unbroken(text: str) -> str:
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def contents(study: StudyFolder) -> dict[str, Any]:
+def contents(study: StudyFolder, judged: list[Verdict]) -> dict[str, Any]:
     """What the template shows, each value plain text, a list of rows or a figure."""
     plan = study.plan
     sentences = {str(arm["name"]): sentence(arm) for arm in plan.get("arms", [])}
     warnings = [str(warning) for warning in plan.get("warnings", [])]
     curves = label_curves(study)
     wanted = targets(study, curves)
-    said, judged = findings(study), verdicts(study)
+    said = findings(study, judged)
+    needed = needed_rows(study, curves, wanted)
     enough = needed_sentence(study, curves, wanted)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     digest = sha256(script.encode()).digest()  # the page runs this script and no other
@@ -102,6 +107,7 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "findings": said,
         "facts": facts(study),
         "leakage": study.leakage,
+        "copies": copies(study),
         "test_shared": study.shares_test_pictures,
         "arms": [(arm, sentences.get(arm, "")) for arm in study.arms],
         "baseline": study.baseline,
@@ -110,8 +116,8 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "classes": grouped(class_rows(study), "Model"),
         "class_colours": class_colours(study),
         "curve": curve(study, curves),
-        "needed": grouped(needed_rows(study, curves, wanted), "Arm"),
-        "chart": chart(study),
+        "needed": grouped(needed, "Arm"),
+        "chart": chart(study, judged),
         "differences": grouped(difference_rows(study, judged), "Arm"),
         "covered": covered(judged),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
@@ -126,9 +132,13 @@ def contents(study: StudyFolder) -> dict[str, Any]:
         "more_warnings": max(0, len(warnings) - MOST_WARNINGS),
         "definitions": {str(k): str(v) for k, v in plan.get("definitions", {}).items()},
         "measures": {**SCORES, **BORDER},
+        "terms": (OF_DIFFERENCES if judged else {}) | (OF_MASKS if needed else {}),
+        "of_differences": list(OF_DIFFERENCES),
+        "of_masks": list(OF_MASKS),
         "command": str(plan.get("command", "")),
         "versions": {str(k): str(v) for k, v in plan.get("versions", {}).items()},
         "iou_name": study.iou_name,
+        "iou_key": SCORES["IOU"],
         "masks_of": masks_of(study),
         "script": script,
         "script_hash": f"sha256-{base64.b64encode(digest).decode('ascii')}",
@@ -202,10 +212,25 @@ def curve(study: StudyFolder, curves: dict[str, Curve | str]) -> Shown | None:
     return _shown(plots.write_curve(study, curves), alt)
 
 
-def chart(study: StudyFolder) -> Shown | None:
+def chart(study: StudyFolder, judged: list[Verdict]) -> Shown | None:
     """The paired differences to the baseline."""
     alt = f"Differences to {study.baseline}, a dot a repeat; the same numbers are in the table."
-    return _shown(plots.write_differences(study), alt)
+    return _shown(plots.write_differences(study, judged), alt)
+
+
+def copies(study: StudyFolder) -> Shown | None:
+    """The copies that were found, side by side; None where there are none to show."""
+    path = study.path / "leakage.png"
+    found = study.plan.get("leakage") or {}
+    tables = [found.get("test", {}), found.get("within", {})]
+    tables += [pool.get(side, {}) for pool in found.get("pool", {}).values() for side in BOTH_SIDES]
+    if not path.is_file() or not any(t.get("exact") or t.get("near") for t in tables):
+        return None
+    png = path.read_bytes()
+    with Image.open(BytesIO(png)) as image:
+        width = image.width
+    alt = "Pairs of files that show one picture, side by side, with their names."
+    return _shown(Picture("leakage", png, png, width), alt, photographs=True)
 
 
 def shown_panels(

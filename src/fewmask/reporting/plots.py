@@ -12,7 +12,6 @@ import numpy as np
 from fewmask.evidence.curve import Curve
 from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import Budget, StudyFolder, budget_label
-from fewmask.reporting.judged import verdicts
 from fewmask.reporting.theme import (
     WIDTH,
     Picture,
@@ -40,9 +39,8 @@ def write_curve(study: StudyFolder, curves: dict[str, Curve | str]) -> Picture |
     return write_picture(study, "iou_vs_budget", lambda theme: draw_curve(study, theme, curves))
 
 
-def write_differences(study: StudyFolder) -> Picture | None:
+def write_differences(study: StudyFolder, found: list[Verdict]) -> Picture | None:
     """`figures/differences.png`; None while no pair of an arm and the baseline is done."""
-    found = verdicts(study)
     if not found:
         return None
     return write_picture(study, "differences", lambda theme: draw_differences(study, found, theme))

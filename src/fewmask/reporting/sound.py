@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {
     "colours": [[int]],
     "targets": [NUMBER],
     "panels": {"images": WORDS},
-    "leakage": {"pool": {"*": POOL}, "test": SHARED},
+    "leakage": {"pool": {"*": POOL}, "test": SHARED, "within": SHARED},
     "data": {"classes": [BALANCE], "nearness": [NEARNESS]},
     "until_decided": {"first": {"*": int}, "most": int},
     "looked": {"*": [int]},

@@ -71,7 +71,7 @@ class Leakage:
             }
             for pool in self.pools
         }
-        return {"pool": pools, "test": _facts(self.labelled)}
+        return {"pool": pools, "test": _facts(self.labelled), "within": _facts(self.within)}
 
     def copies(self) -> list[Copy]:
         """All of it as a picture shows it, the worst first."""
@@ -204,6 +204,11 @@ def tell(leakage: Leakage, n_test: int, out: Path) -> None:
     for line in lines:
         print(line, file=sys.stderr)
     copies = leakage.copies()
+    if not lines:
+        n = len(leakage.pools)
+        pools = f" or in the {n} pool{'s' * (n > 1)}" if n else ""
+        said = f"copies: no test picture is among the pairs to train on{pools}"
+        print(said, file=sys.stderr, flush=True)
     if copies:
         title = f"{len(copies)} pairs of files that show one picture."
         write_sides(out / "leakage.png", copies, title)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fewmask.captions import fitting
+
 SIDE = 168
 """A picture fits into a square of so many pixels."""
 GAP, HEAD, LINE = 12, 58, 17
@@ -58,15 +60,3 @@ def contact_sheet(thumbs: Sequence[Thumb], title: str, below: str) -> Image.Imag
         draw.text((left, top + SIDE + 4), name, INK, plain)
         draw.text((left, top + SIDE + 4 + LINE), fitting(thumb.words, plain, SIDE), GREY, plain)
     return sheet
-
-
-def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text in one line, its middle left out where it is wider than `width` pixels."""
-    text = " ".join(text.encode("utf-8", "replace").decode().split())
-    if font.getlength(text) <= width:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
-        if font.getlength(short) <= width:
-            return short
-    return "..."
