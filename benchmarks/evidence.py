@@ -30,15 +30,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fewmask.evidence.counts import read_counts
+from fewmask.evidence.counts import ScoredRun, read_counts
 from fewmask.evidence.crossed import Estimate, Values, estimate, influences
 from fewmask.evidence.looking import nominal
-from fewmask.evidence.verdicts import Rules, holm
+from fewmask.evidence.verdicts import Rules, holm, judge
 from fewmask.reporting.folder import read_study
 
 REPEATS = (2, 3, 5, 10)
 MOST = 10
 RULES = Rules()
+CALLED = ("helped", "hurt")
 BOOTSTRAP = 1000
 AT_ONCE = 250
 FAMILY = 4
@@ -308,6 +309,62 @@ def any_called(found: list[Estimate]) -> Values:
     return np.array(any_one, float)
 
 
+CHECKED = 25
+"""Studies for each number of repeats in which the shortcuts are held against judge()."""
+
+
+def check_shortcuts(random: np.random.Generator, b: Arm, alike: float) -> int:
+    """Thousands of studies at once need array forms of the verdicts; these are those of judge().
+
+    Interval and word, planned looks, and families with Holm, on small true differences of either
+    sign; returns how many verdicts were compared. Raises AssertionError.
+    """
+    compared = 0
+    for repeats in REPEATS:
+        arms = simulate(random, [b] * (FAMILY + 1), CHECKED, repeats, alike)
+        values = [influences(*one) for one in arms]
+        for j, gain in enumerate((-0.08, 0.0, 0.003, 0.05), start=1):
+            values[j] = values[j] + gain
+        found = [estimate(one - values[0]) for one in values[1:]]
+        whole = any_called(found)
+        for study in range(CHECKED):
+            runs = [_scored(one[study]) for one in values]
+            family = judge(dict(zip("abcd", runs[1:], strict=True)), runs[0], 1, RULES)
+            assert any(v.word in CALLED for v in family) == bool(whole[study])
+            for arm, one in zip(runs[1:], found, strict=True):
+                (alone,) = judge({"x": arm}, runs[0], 1, RULES)
+                low, high = (one.mean + sign * one.half_width() for sign in (-1, 1))
+                assert np.allclose(alone.interval or (), (low[study], high[study]), atol=1e-9)
+                assert (alone.word in CALLED) == bool(called(low, high)[study])
+                compared += 1
+        if repeats < MOST:
+            compared += _check_looks(values[1:], values[0], repeats)
+    return compared
+
+
+def _check_looks(arms: list[Values], baseline: Values, most: int) -> int:
+    rules = Rules(first=2, most=most, planned=True)
+    for values in arms if most > 2 else []:
+        level = nominal(rules.level, rules.first, most)
+        low, high, looks = last_look(values - baseline, rules.first, level)
+        words = called(low, high)
+        for study in range(CHECKED):
+            for runs in range(rules.first, most + 1):
+                pair = (_scored(one[study, :runs]) for one in (values, baseline))
+                (verdict,) = judge({"x": next(pair)}, next(pair), 1, rules)
+                if verdict.word != "cannot tell":
+                    break
+            assert runs == looks[study]
+            assert (verdict.word in CALLED) == bool(words[study])
+    return CHECKED * len(arms) if most > 2 else 0
+
+
+def _scored(values: Values) -> dict[int, ScoredRun]:
+    """Runs [R,n] as judge() takes them."""
+    names = tuple(map(str, range(values.shape[-1])))
+    return {r: ScoredRun(float(one.mean()), names, one) for r, one in enumerate(values)}
+
+
 def resampled(
     random: np.random.Generator, name: str, arm: Arm, studies: int
 ) -> list[dict[str, Any]]:
@@ -432,6 +489,7 @@ def main() -> None:
     random = np.random.default_rng(arguments.seed)
     a, b = (read_arm(arguments.pool, name, arguments.budget) for name in ("scratch", "imagenet"))
     alike = correlation(a, b)
+    print(f"{check_shortcuts(np.random.default_rng(1), b, alike)} verdicts are those of judge()")
     studies = arguments.studies
     rows = fixed(random, a, b, studies, (1.0, alike), METHODS)
     rows += fixed(random, a, b, studies, (0.0, 0.0), {"fewmask, arms not paired": ours})

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import fewmask
+from fewmask.reporting.folder import read_study
+from fewmask.reporting.needed import label_curves, needed_rows, targets
 from fewmask.studies import executing
 from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study
@@ -123,7 +125,14 @@ def test_targets_are_answered_on_the_page(study: Callable[..., list[Cell]], tmp_
     study(targets=(0.62,), masks=(2, 4, 8))
     facts = json.loads((tmp_path / "out" / "study.json").read_text())
     assert facts["targets"] == [0.62]
-    assert "IoU 0.62" in (tmp_path / "out" / "report.html").read_text()
+    found = read_study(tmp_path / "out")
+    curves = label_curves(found)
+    rows = needed_rows(found, curves, targets(found, curves))
+    assert [row["Arm"] for row in rows] == list(found.arms)
+    page = (tmp_path / "out" / "report.html").read_text()
+    for row in rows:
+        assert row["IoU 0.62"].startswith(("about ", "at most ", "no answer: "))
+        assert row["IoU 0.62"] in page
 
 
 def test_repeats_added_by_hand_are_looks_and_said_to_be(
