@@ -130,7 +130,8 @@ def open_image(data: bytes, where: str, least: int | None = None) -> Image.Image
         if least is not None:
             image.draft(image.mode, (least, least))
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # copies nothing where nothing is turned
+        return image
 
 
 def format_of(data: bytes) -> str | None:
@@ -160,7 +161,7 @@ def decode_image(data: bytes, where: str, least: int | None = None) -> Pixels:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_mask(data: bytes, where: str) -> Pixels:
