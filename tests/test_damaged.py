@@ -1,4 +1,4 @@
-"""What damaged tables, logs and files come to: refused, or cut where they are wrong; never taken."""
+"""What damaged tables, logs and files come to: refused, or cut where wrong; never taken."""
 
 from __future__ import annotations
 
