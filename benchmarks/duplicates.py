@@ -227,18 +227,22 @@ def score(
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Of each kind how many copies are paired with their original; and what else is paired."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind in dict.fromkeys(kind for kind, _ in planted):
         own = [(row, n + i) for i, (of, row) in enumerate(planted) if of == kind]
         found = sum(pair in (exact if kind in EXACT else exact | near) for pair in own)
-        rows.append({"kind": kind, "planted": len(own), "found": found})
+        rows.append({"kind": kind, "planted": len(own), "found": found, "wrong": 0})
+    of_kind = {row["kind"]: row for row in rows}
     original = {n + i: row for i, (_, row) in enumerate(planted)}
     twins = {pair for pair in exact | near if max(pair) < n}
     wrong = 0
     for i, j in exact | near:
         ends = tuple(sorted((original.get(i, i), original.get(j, j))))
         # The copy of a picture that the set holds twice is a copy of both.
-        wrong += ends[0] != ends[1] and ends not in twins
+        if ends[0] != ends[1] and ends not in twins:
+            wrong += 1
+            for kind in {planted[row - n][0] for row in (i, j) if row >= n}:
+                of_kind[kind]["wrong"] += 1
     facts["planted_wrongly_paired"] = wrong
     facts["exact_not_equal"] = sum(
         not np.array_equal(every[i].pixels(), every[j].pixels()) for i, j in exact
@@ -287,11 +291,11 @@ def table(facts: dict[str, Any]) -> str:
     lines = [
         f"Copies planted among {facts['n']} images of `{facts['images']}`.",
         "",
-        "| kind | planted | found | recall |",
-        "| --- | --- | --- | --- |",
+        "| kind | planted | found | recall | paired with another picture |",
+        "| --- | --- | --- | --- | --- |",
         *(
             f"| {row['kind']} | {row['planted']} | {row['found']} | "
-            f"{100 * row['found'] / row['planted']:.1f} % |"
+            f"{100 * row['found'] / row['planted']:.1f} % | {row['wrong']} |"
             for row in facts["kinds"]
         ),
     ]

@@ -227,9 +227,12 @@ def fixed(
 
 
 def until_decided(
-    random: np.random.Generator, a: Arm, b: Arm, studies: int, alike: float
+    random: np.random.Generator, a: Arm, b: Arm, studies: int, alike: float, late: bool = False
 ) -> list[dict[str, Any]]:
-    """Repeats added one by one, up to MOST or twice that: interval and verdict of the last look."""
+    """Repeats added one by one, up to MOST or twice that: interval and verdict of the last look.
+
+    `late`: what nothing can mend, a plain study first, and --until-decided where it cannot tell.
+    """
     truth = b.expected(random) - a.expected(random)
     rows = []
     for first in REPEATS:
@@ -240,7 +243,7 @@ def until_decided(
             for kind, (other, together, true) in enumerate(((a, 1.0, truth), (b, alike, 0.0))):
                 arms = simulate(random, [b, other], AT_ONCE, most, together)
                 y = Simulated(*arms).differences
-                low, high, looks = last_look(y, first, level)
+                low, high, looks = last_look(y, first, level, RULES.level if late else None)
                 if kind == 0:
                     parts[0].append(np.asarray((low <= true) & (true <= high), float))
                     parts[1].append(high - low)
@@ -249,21 +252,27 @@ def until_decided(
                     parts[3].append(looks)
         joined = [np.concatenate(p) for p in parts]
         rows.append(
-            record("fewmask --until-decided", first, *joined[:3], most=most,
+            record("a plain study, then --until-decided" if late else "fewmask --until-decided",
+                   first, *joined[:3], most=most,
                    mean_repeats=round(float(joined[3].mean()), 2))
         )  # fmt: skip
     return rows
 
 
-def last_look(y: Values, first: int, level: float) -> tuple[Values, Values, Values]:
-    """Intervals where each study stops: decided, or after all its repeats."""
+def last_look(
+    y: Values, first: int, level: float, first_level: float | None = None
+) -> tuple[Values, Values, Values]:
+    """Intervals where each study stops: decided, or after all its repeats.
+
+    `first_level`: of the first look, where that was taken before looking was thought of.
+    """
     studies = len(y)
     low, high = np.zeros(studies), np.zeros(studies)
     looks = np.zeros(studies)
     going = np.ones(studies, bool)
     for runs in range(first, y.shape[1] + 1):
         one = estimate(y[going, :runs])
-        half = one.half_width(level)
+        half = one.half_width(first_level if first_level and runs == first else level)
         rows = np.flatnonzero(going)
         low[rows], high[rows], looks[rows] = one.mean - half, one.mean + half, runs
         decided = (low[rows] > 0) | (high[rows] < 0)
@@ -337,8 +346,7 @@ def check_shortcuts(random: np.random.Generator, b: Arm, alike: float) -> int:
                 assert np.allclose(alone.interval or (), (low[study], high[study]), atol=1e-9)
                 assert (alone.word in CALLED) == bool(called(low, high)[study])
                 compared += 1
-        if repeats < MOST:
-            compared += _check_looks(values[1:], values[0], repeats)
+        compared += _check_looks(values[1:], values[0], repeats)
     return compared
 
 
@@ -494,6 +502,7 @@ def main() -> None:
     rows = fixed(random, a, b, studies, (1.0, alike), METHODS)
     rows += fixed(random, a, b, studies, (0.0, 0.0), {"fewmask, arms not paired": ours})
     rows += until_decided(random, a, b, studies, alike)
+    rows += until_decided(random, a, b, studies, alike, late=True)
     rows += families(random, b, studies, alike)
     for name, arm in {"imagenet": b, "scratch": a}.items():
         rows += resampled(random, name, arm, studies)

@@ -3,13 +3,13 @@
     python benchmarks/suggesting.py --weights FILE --out results/suggesting
 
 Oxford-IIIT Pet, border ignored, a fixed test set of 20 %. All other pictures are the pool, as if
-they had no masks. From 0 or 10 labelled pictures each method chooses 16 or 40 more; a DenseNet-121
-U-Net with ImageNet weights is fine-tuned on the labelled and the chosen ones (64 px, 120 steps of
-16, recipe `best`, every tenth picture validates) and tested. A repeat draws the labelled pictures,
-the random choice, the seed of the clusters and that of the training; all methods of a repeat share
-these. Features are those of the ImageNet weights, in `typical-weak` those that need no weights;
-`uncertainty` and `uncertain-typical` (what `mix` is from 50 labelled pictures on) ask a model
-fine-tuned on the labelled ones. With fewer, `mix` is `typical`.
+they had no masks. From 0, 10 or more labelled pictures each method chooses some more; a
+DenseNet-121 U-Net with ImageNet weights is fine-tuned on the labelled and the chosen ones (64 px,
+120 steps of 16, recipe `best`, every tenth picture validates) and tested. A repeat draws the
+labelled pictures, the random choice, the seed of the clusters and that of the training; all methods
+of a repeat share these. Features are those of the ImageNet weights, in `typical-weak` those that
+need no weights; `uncertainty` and `uncertain-typical` (what `mix` is from 50 labelled pictures on)
+ask a model fine-tuned on the labelled ones. With fewer, `mix` is `typical`.
 
 A cell that is done is not done again. Writes cells/*.json, table.md and differences.png.
 """
@@ -197,6 +197,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--starts", type=int, nargs="*", default=[0, 10])
     parser.add_argument("--budgets", type=int, nargs="*", default=[16, 40])
+    every = [*WITHOUT_RUN, *WITH_RUN]
+    parser.add_argument("--methods", nargs="*", default=every, choices=every)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/suggesting"))
@@ -212,7 +214,8 @@ def main() -> None:
                 cell(bench, "start", start, 0, repeat)
             for n in arguments.budgets:
                 for method in WITHOUT_RUN + (WITH_RUN if start else ()):
-                    cell(bench, method, start, n, repeat)
+                    if method in arguments.methods:
+                        cell(bench, method, start, n, repeat)
         write_table(arguments.out)
 
 

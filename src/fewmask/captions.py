@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,9 +11,9 @@ if TYPE_CHECKING:
 def fitting(text: str, font: FreeTypeFont | ImageFont, width: int) -> str:
     """The text in one line, its middle left out where it is wider than `width` pixels.
 
-    Bytes that are no UTF-8 become replacement characters, which any font can draw.
+    Bytes of a name that are no UTF-8 become question marks.
     """
-    text = " ".join(os.fsencode(text).decode("utf-8", "replace").split())
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
     if font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 1, -1):

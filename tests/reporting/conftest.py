@@ -59,6 +59,8 @@ def make_study(
     if panels:
         write_panels(out, truths)
     settings = plan_of(arms, budgets, repeats, classes) | plan
+    if settings.get("leakage"):
+        Image.new("RGB", (980, 240), "#cccccc").save(out / "leakage.png")
     (out / "study.json").write_text(json.dumps(settings))
     return out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewmask.reporting.findings import findings
+from fewmask.reporting.findings import findings, own_against_imagenet
 from fewmask.reporting.folder import StudyFolder, read_study
 from fewmask.reporting.judged import rules, verdicts
 from fewmask.types import UserError
@@ -76,3 +76,23 @@ def test_a_cell_that_is_there_twice_is_refused(counted: Path) -> None:
     (counted / "results.csv").write_text("\n".join([*lines, lines[-1]]) + "\n")
     with pytest.raises(UserError, match="two rows of arm imagenet, budget 8, repeat 2"):
         read_study(counted)
+
+
+def test_two_comparisons_are_corrected_each_by_itself(counted: Path, tmp_path: Path) -> None:
+    said = findings(read_study(counted))[-1]
+    assert "corrected for the number of arms at a budget; " in said
+    study = changed(counted, baseline="none", arms=[{"name": a} for a in ("scratch", "imagenet")])
+    assert own_against_imagenet(study)[0].arm == "scratch"
+    assert own_against_imagenet(changed(counted, baseline="imagenet")) == []
+
+
+def test_words_of_an_unfinished_study_are_provisional(
+    make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = make_study(tmp_path / "whole", ("scratch", "imagenet", "own"), (8,), 3, panels=False)
+    assert "provisional" not in findings(read_study(whole))[-1]
+    assert "in either of the two comparisons by itself" in findings(read_study(whole))[-1]
+    cut = make_study(tmp_path / "cut", ("scratch", "imagenet"), (8,), 3, done=5, panels=False)
+    assert (
+        "5 of 6 trainings are done, so the words are provisional" in findings(read_study(cut))[-1]
+    )

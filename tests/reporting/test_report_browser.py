@@ -42,7 +42,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 def page(
     browser: webdriver.Chrome, make_study: Callable[..., Path], tmp_path: Path
 ) -> webdriver.Chrome:
-    path = write_report(make_study(tmp_path, ("scratch", "imagenet", "simclr"), (8, 0.2, 0.5), 3))
+    found = {"test": {"exact": 1, "near": 0}, "within": {"exact": 0, "near": 3}}
+    study = make_study(tmp_path, ("scratch", "imagenet", "simclr"), (8, 0.2, 0.5), 3, leakage=found)
+    path = write_report(study)
     browser.set_window_size(1200, 900)
     browser.get(path.as_uri())
     return browser
@@ -116,7 +118,7 @@ def test_reasons_come_after_numbers(page: webdriver.Chrome) -> None:
 
 
 def test_a_picture_opens_large_and_escape_closes_it(page: webdriver.Chrome) -> None:
-    button = page.find_element(By.CSS_SELECTOR, "button.zoom")
+    button = page.find_element(By.CSS_SELECTOR, "section[aria-labelledby=curve] button.zoom")
     button.send_keys(Keys.ENTER)
     dialog = page.find_element(By.TAG_NAME, "dialog")
     assert dialog.get_attribute("open") is not None
@@ -139,6 +141,16 @@ def test_every_definition_is_one_click_away(page: webdriver.Chrome) -> None:
             top = page.execute_script("return arguments[0].getBoundingClientRect().top", term)
             assert term.text
             assert -1 < top < 900, target
+
+
+def test_the_copies_open_by_the_keyboard_and_enlarge(page: webdriver.Chrome) -> None:
+    details = page.find_element(By.TAG_NAME, "details")
+    picture = details.find_element(By.TAG_NAME, "img")
+    assert not picture.is_displayed()
+    details.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    assert picture.is_displayed()
+    details.find_element(By.CSS_SELECTOR, "button.zoom").send_keys(Keys.ENTER)
+    assert page.find_element(By.TAG_NAME, "dialog").get_attribute("open") is not None
 
 
 def test_a_screen_reader_gets_a_name_for_everything(page: webdriver.Chrome) -> None:
@@ -179,6 +191,8 @@ def test_a_dark_screen_gets_dark_figures(page: webdriver.Chrome) -> None:
 def test_it_prints_on_pages_of_a4_without_cutting(page: webdriver.Chrome) -> None:
     """At the width of the sheet nothing scrolls sideways; every figure is on some page."""
     sheet = {"width": 717, "height": 1045, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_script("dispatchEvent(new Event('beforeprint'))")  # as printing does
+    assert page.find_element(By.CSS_SELECTOR, "details img").is_displayed()
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     wide = page.execute_script(

@@ -92,7 +92,8 @@ def test_a_later_command_keeps_the_repeats_and_the_rules(
     before = results(tmp_path / "out")
     assert study() == []
     assert results(tmp_path / "out") == before
-    assert "until decided, from 3 up to 5" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "until decided, from 3 up to 5; intervals and words hold under that looking" in page
     assert study(until_decided=True) == []  # the limit that it began with
     with pytest.raises(UserError, match="began to look with --most-repeats 5, not 9"):
         study(until_decided=True, most_repeats=9)
@@ -161,7 +162,10 @@ def test_repeats_added_by_hand_are_looks_and_said_to_be(
     assert p_value() < looked
     (tmp_path / "out" / "study.json").write_text(json.dumps(told | {"looked": {"8": [3, 5]}}))
     study(repeats=5, until_decided=True, most_repeats=7)
-    assert facts()["until_decided"] == {"first": {"8": 3}, "most": 7}
+    assert facts()["until_decided"] == {"first": {"8": 3}, "most": 7, "late": True}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "verdicts had been written before that limit was fixed" in page
+    assert "words hold under that looking" not in page
 
 
 def test_the_limit_of_looking_cannot_be_passed_by_hand(

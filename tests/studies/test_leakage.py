@@ -97,7 +97,7 @@ def test_pool_images_that_show_test_pictures_are_left_out_and_counted(
     assert "2 images of the pool pool (0 of equal pixels, 2 altered copies) show" in page
     assert "they were left out of pre-training" in page
     assert "2 of 18 images (0 exact, 2 near copies) show test pictures" in capsys.readouterr().err
-    assert "No test picture is among the pairs to train on, nor an altered copy." in page
+    assert "No test picture, nor a copy of one, was found among the pairs to train on." in page
     assert "The copies, side by side" in page
     with Image.open(out / "leakage.png") as sheet:
         assert sheet.height > 300
@@ -111,11 +111,11 @@ def test_where_nothing_is_shared_that_is_said(
         copy.unlink()
     out = tmp_path / "out"
     fewmask.study(plan=planned(tmp_path, pairs, pool), out=str(out))
-    said = "copies: no test picture is among the pairs to train on or in the 1 pool"
+    said = "copies: no test picture was found among the pairs to train on or in the 1 pool"
     assert said in capsys.readouterr().err
     page = (out / "report.html").read_text()
-    assert "No test picture is among the pairs to train on" in page
-    assert "No image of the pool pool shows a test picture." in page
+    assert "No test picture, nor a copy of one, was found among the pairs to train on." in page
+    assert "No image of the pool pool was found to show a test picture." in page
     assert "The copies, side by side" not in page
     assert not (out / "leakage.png").exists()
 
@@ -124,14 +124,16 @@ def test_copies_within_the_pairs_are_counted_on_the_page(
     write_pairs: Callable[..., Path], tmp_path: Path
 ) -> None:
     pairs = write_pairs(12)
-    first, second = sorted((pairs / "images").iterdir())[:2]
+    first, second, third = sorted((pairs / "images").iterdir())[:3]
     second.write_bytes(first.read_bytes())
+    Image.open(first).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(third)
     plan = planned(tmp_path, pairs, tmp_path).split("/plan")[0] + "/within.toml"
     Path(plan).write_text(PLAN.format(pairs=pairs, pool="", more="").rsplit("[[arms]]", 1)[0])
     fewmask.study(plan=plan, out=str(tmp_path / "out"))
-    assert facts_of(tmp_path / "out")["leakage"]["within"]["exact"] == 1
+    within = facts_of(tmp_path / "out")["leakage"]["within"]
+    assert (within["exact"], within["near"]) == (2, 1)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "1 labelled picture (1 of equal pixels, 0 altered copies) is there more than" in page
+    assert "3 labelled images (2 of equal pixels, 1 altered copies) show what another one" in page
     assert "The copies, side by side" in page
 
 

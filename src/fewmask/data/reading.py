@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -95,18 +96,20 @@ class _Steps(Dataset[_Read]):
 def _by_processes(
     stream: Stream, store: OnDemand, steps: range, workers: int, ahead: int, pinned: bool
 ) -> Iterator[Batch]:
-    loader = DataLoader(
-        _Steps(stream, store),
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        prefetch_factor=max(1, ahead // workers),
-        collate_fn=_as_it_is,
-        pin_memory=pinned,
-        worker_init_fn=_leave_interrupts,
-        multiprocessing_context="spawn",
-        generator=torch.Generator(),  # else it draws from the global one
-    )
+    with warnings.catch_warnings():  # of more workers than cores: as many as --workers asks for
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(
+            _Steps(stream, store),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            prefetch_factor=max(1, ahead // workers),
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            worker_init_fn=_leave_interrupts,
+            multiprocessing_context="spawn",
+            generator=torch.Generator(),  # else it draws from the global one
+        )
     for read in loader:
         if read.batch is None:
             raise UserError(*read.mistakes)

@@ -27,9 +27,7 @@ def findings(study: StudyFolder, against: list[Verdict] | None = None) -> list[s
     `against`: the verdicts against the plan's baseline, where they are known already.
     """
     against = verdicts(study) if against is None else against
-    own: list[Verdict] = []
-    if IMAGENET in study.arms and study.baseline != IMAGENET:
-        own = [v for v in verdicts(study, IMAGENET) if v.arm != study.baseline]
+    own = own_against_imagenet(study)
     said = []
     if own:
         said.append(
@@ -41,6 +39,13 @@ def findings(study: StudyFolder, against: list[Verdict] | None = None) -> list[s
     elif study.done:
         said.append(f"No arm has a finished run that pairs with one of {study.baseline} yet.")
     return said
+
+
+def own_against_imagenet(study: StudyFolder) -> list[Verdict]:
+    """The arms of own pre-training held against ImageNet weights, where those are an arm."""
+    if IMAGENET not in study.arms or study.baseline == IMAGENET:
+        return []
+    return [v for v in verdicts(study, IMAGENET) if v.arm != study.baseline]
 
 
 def verdict_sentence(
@@ -90,9 +95,20 @@ def trust_sentence(study: StudyFolder, found: list[Verdict], *, twice: bool = Fa
             "limit beforehand."
         )
     elif fixed.sequential:
+        said += f" Repeats were added until decided, from {fixed.first} up to {fixed.most}"
+        if (study.plan.get("until_decided") or {}).get("late"):
+            said += (
+                ". But verdicts had been written before that limit was fixed, and who would have "
+                "stopped at them is wrong more often than 1 in 20: begin a study with "
+                "--until-decided for words that hold."
+            )
+        else:
+            said += "; intervals and words hold under that looking."
+    if len(study.done) < len(study.rows):
         said += (
-            f" Repeats were added until decided, from {fixed.first} up to {fixed.most}; intervals "
-            "and words hold under that looking."
+            f" {len(study.done)} of {len(study.rows)} trainings are done, so the words are "
+            "provisional: who stops at them because of what they say is wrong more often than 1 in "
+            "20."
         )
     shared = [v for v in found if study.shares_labels(v.budget)]
     if shared:

@@ -75,20 +75,25 @@ class StudyFolder:
         if words := _copies(found.get("test", {}), "test picture"):
             said.append(f"{words} among the pairs to train on, too: the scores may flatter.")
         else:
-            said.append("No test picture is among the pairs to train on, nor an altered copy.")
-        if words := _copies(found.get("within", {}), "labelled picture"):
-            side = "its copy" if words.startswith("1 ") else "their copies"
-            said.append(f"{words} there more than once, on one side of the split with {side}.")
+            said.append(
+                "No test picture, nor a copy of one, was found among the pairs to train on."
+            )
+        if words := _copies(found.get("within", {}), "labelled image", "show"):
+            said.append(
+                f"{words} what another one shows; such ones stand on one side of the split."
+            )
         for src, pool in found.get("pool", {}).items():
             name = pool.get("pool", src)
             if words := _copies(pool.get("test", {}), f"image of the pool {name}", "show"):
                 done = "left out of" if pool.get("left_out") else "used in"
                 said.append(f"{words} test pictures; they were {done} pre-training.")
             else:
-                said.append(f"No image of the pool {name} shows a test picture.")
+                said.append(f"No image of the pool {name} was found to show a test picture.")
             rest = pool.get("train_or_validation", {})
             if words := _copies(rest, f"image of the pool {name}", "show"):
                 said.append(f"{words} pictures to train or validate on; they stayed in.")
+        for one in found.get("not_searched", []):
+            said.append(f"Not searched, for its pictures are not at hand: {one}.")
         return tuple(said)
 
     @property

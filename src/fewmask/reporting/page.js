@@ -37,6 +37,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// What is folded away is printed with the rest.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
 // Zoom: a picture opens as large as it is, over the page; Escape or a click closes it.
 const dialog = document.createElement("dialog");
 dialog.setAttribute("aria-label", "Picture, enlarged");

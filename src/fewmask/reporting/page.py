@@ -19,7 +19,12 @@ from fewmask.files import write_text_atomic
 from fewmask.reporting import panels, plots
 from fewmask.reporting.about_data import balance_rows, nearness_rows
 from fewmask.reporting.examples import disagreement_panel, example_panels
-from fewmask.reporting.findings import covered, difference_rows, findings
+from fewmask.reporting.findings import (
+    covered,
+    difference_rows,
+    findings,
+    own_against_imagenet,
+)
 from fewmask.reporting.folder import StudyFolder, budget_label, read_study
 from fewmask.reporting.judged import rules, verdicts, write_verdicts
 from fewmask.reporting.needed import label_curves, needed_rows, needed_sentence, targets
@@ -119,6 +124,7 @@ def contents(study: StudyFolder, judged: list[Verdict]) -> dict[str, Any]:
         "needed": grouped(needed, "Arm"),
         "chart": chart(study, judged),
         "differences": grouped(difference_rows(study, judged), "Arm"),
+        "beside_imagenet": grouped(difference_rows(study, own_against_imagenet(study)), "Arm"),
         "covered": covered(judged),
         "shared": [budget_label(b) for b in study.budgets if study.shares_labels(b)],
         "panels": shown_panels(
@@ -226,9 +232,13 @@ def copies(study: StudyFolder) -> Shown | None:
     tables += [pool.get(side, {}) for pool in found.get("pool", {}).values() for side in BOTH_SIDES]
     if not path.is_file() or not any(t.get("exact") or t.get("near") for t in tables):
         return None
-    png = path.read_bytes()
-    with Image.open(BytesIO(png)) as image:
-        width = image.width
+    try:
+        png = path.read_bytes()
+        with Image.open(BytesIO(png)) as image:
+            image.load()
+            width = image.width
+    except (OSError, ValueError, Image.DecompressionBombError):  # damaged: the numbers stay
+        return None
     alt = "Pairs of files that show one picture, side by side, with their names."
     return _shown(Picture("leakage", png, png, width), alt, photographs=True)
 

@@ -29,9 +29,9 @@ SHAPE: dict[str, Any] = {
     "colours": [[int]],
     "targets": [NUMBER],
     "panels": {"images": WORDS},
-    "leakage": {"pool": {"*": POOL}, "test": SHARED, "within": SHARED},
+    "leakage": {"pool": {"*": POOL}, "test": SHARED, "within": SHARED, "not_searched": WORDS},
     "data": {"classes": [BALANCE], "nearness": [NEARNESS]},
-    "until_decided": {"first": {"*": int}, "most": int},
+    "until_decided": {"first": {"*": int}, "most": int, "late": bool},
     "looked": {"*": [int]},
 }  # fmt: skip
 """A type, or several; [shape] for a list; {key: shape} for a table, "*" being any key. Any entry
@@ -85,6 +85,8 @@ def _fits(value: Any, shape: Any) -> bool:
             _fits(one, shape.get(key, shape.get("*"))) for key, one in value.items()
             if key in shape or "*" in shape
         )  # fmt: skip
+    if shape is bool:
+        return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, shape):
         return False
     return not isinstance(value, float) or math.isfinite(value)

@@ -20,6 +20,8 @@ MOST = 10
 def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
     """What study.json says of looking early: {"first": {budget: repeats}, "most": repeats}.
 
+    "late" stands beside where verdicts had been written before the limit was fixed.
+
     A study that has looked goes on being judged so. Raises UserError for another limit than it
     began with, also by --repeats: the verdicts hold for the limit that was fixed before the first
     look. And for a limit that leaves nothing to add.
@@ -48,7 +50,7 @@ def looks_of(study: Study, settings: StudySettings) -> dict[str, Any] | None:
         str(budget): min([planned, *study.looked.get(str(budget), [])])
         for budget, planned in study.plan.repeats.items()
     }
-    return before or {"first": first, "most": most}
+    return before or {"first": first, "most": most} | ({"late": True} if study.looked else {})
 
 
 def look(study: Study, cells: Iterable[Cell]) -> bool:

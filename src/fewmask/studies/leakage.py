@@ -51,13 +51,15 @@ class PoolLeak:
 @dataclass(frozen=True)
 class Leakage:
     """Everything that a study shares. `left_out` are names of images by the pool's source;
-    `labelled` are copies in the test set of pairs to train on, `within` those on one side.
+    `labelled` are copies in the test set of pairs to train on, `within` those on one side;
+    `not_searched` are starting points whose pictures are not at hand.
     """
 
     pools: tuple[PoolLeak, ...] = ()
     labelled: tuple[Shared, ...] = ()
     within: tuple[Shared, ...] = ()
     left_out: dict[str, frozenset[str]] = field(default_factory=dict)
+    not_searched: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What study.json says."""
@@ -71,7 +73,12 @@ class Leakage:
             }
             for pool in self.pools
         }
-        return {"pool": pools, "test": _facts(self.labelled), "within": _facts(self.within)}
+        return {
+            "pool": pools,
+            "test": _facts(self.labelled),
+            "within": _of_both_sides(self.within),
+            "not_searched": list(self.not_searched),
+        }
 
     def copies(self) -> list[Copy]:
         """All of it as a picture shows it, the worst first."""
@@ -113,9 +120,11 @@ def find_leakage(plan: Plan, prepared: Prepared, split: Split, settings: StudySe
         for pool in pools
         if pool.test and leave_out
     }
-    runs = [_of_run(run, pairs, test, settings) for run in dict.fromkeys(starts)]
-    pools += [leak for leak in runs if leak is not None]
-    return Leakage(tuple(pools), tuple(labelled), tuple(within), left_out)
+    runs = {run: _of_run(run, pairs, test, settings) for run in dict.fromkeys(starts)}
+    pools += [leak for leak in runs.values() if leak is not None]
+    files = [arm.init for arm in plan.arms if arm.init not in STARTS]
+    unknown = [init for init in dict.fromkeys(files) if runs.get(Path(init)) is None]
+    return Leakage(tuple(pools), tuple(labelled), tuple(within), left_out, tuple(unknown))
 
 
 def _refuse_tested(
@@ -207,12 +216,19 @@ def tell(leakage: Leakage, n_test: int, out: Path) -> None:
     if not lines:
         n = len(leakage.pools)
         pools = f" or in the {n} pool{'s' * (n > 1)}" if n else ""
-        said = f"copies: no test picture is among the pairs to train on{pools}"
+        said = f"copies: no test picture was found among the pairs to train on{pools}"
         print(said, file=sys.stderr, flush=True)
     if copies:
         title = f"{len(copies)} pairs of files that show one picture."
         write_sides(out / "leakage.png", copies, title)
         print(f"side by side: {out / 'leakage.png'}", file=sys.stderr, flush=True)
+
+
+def _of_both_sides(found: Sequence[Shared]) -> dict[str, Any]:
+    """Numbers of different images that have a copy in their own set, and the pairs' names."""
+    exact = {item.name for one in found if one.exact for item in (one.left, one.right)}
+    near = {item.name for one in found for item in (one.left, one.right)} - exact
+    return _facts(found) | {"exact": len(exact), "near": len(near)}
 
 
 def _facts(found: Sequence[Shared]) -> dict[str, Any]:
