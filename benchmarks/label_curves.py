@@ -137,6 +137,7 @@ def asked(curve: Curve | str, masks: float, iou: float) -> dict[str, Any]:
         "inside": low <= iou <= high,
         "refused": number is None,
         "masks_ratio": None if number is None else number / masks,
+        "masks_error": None if number is None else number - masks,
         "masks_inside": None if least is None or most is None else least <= masks <= most,
     }
 
@@ -168,6 +169,9 @@ def of(own: list[dict[str, Any]]) -> dict[str, Any]:
         "median_width_points": round(float(np.median([r["width_points"] for r in own])), 2),
         "refused": round(1 - len(answers) / len(own), 3),
         "masks_off_by": round(float(np.median(off)), 2) if off else None,
+        "masks_error": round(float(np.median([abs(r["masks_error"]) for r in answers])), 1)
+        if off
+        else None,
         "masks_inside": round(float(np.mean([r["masks_inside"] for r in answers])), 3)
         if off
         else None,
