@@ -175,7 +175,7 @@ def test_a_dark_screen_gets_dark_figures(page: webdriver.Chrome) -> None:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
         return tuple(
             page.execute_async_script(
-                "const done = arguments[0], image = document.querySelector('figure img');"
+                "const done = arguments[0], image = document.querySelector('.chart img');"
                 "setTimeout(() => done([getComputedStyle(document.body).backgroundColor,"
                 " image.currentSrc]), 300)"
             )
