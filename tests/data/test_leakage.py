@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 import fewmask
+from fewmask.cli import dispatch
 from fewmask.data import leakage, looks
 from fewmask.data.check import check_pairs
+from fewmask.data.items import ImageFile
 from fewmask.data.leakage import counted, first_few, overlap, pair_pictures, pool_pictures, repeats
 from fewmask.data.sides import write_copies
 from fewmask.data.sources import open_images, open_pairs
@@ -148,3 +150,21 @@ def test_a_sheet_copes_with_many_pairs_odd_names_and_files_that_are_gone(tmp_pat
     sheet = np.asarray(Image.open(tmp_path / "out" / "duplicates.png"))
     assert (sheet == (255, 0, 0)).all(axis=2).any()
     assert len((tmp_path / "out" / "duplicates.csv").read_text().splitlines()) == 70
+
+
+def test_the_pairs_own_files_are_no_copies_of_themselves(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, _ = folders
+    assert dispatch(["check", "--pairs", str(pairs), "--images", str(pairs / "images")]) == 0
+    said = "".join(capsys.readouterr())
+    n = len(list((pairs / "images").iterdir()))
+    assert f"{n} images are the pairs' own files. A study" in said
+    assert "are also in" not in said
+
+
+def test_a_picture_with_two_twins_is_named_once(tmp_path: Path) -> None:
+    a, b, c = (ImageFile(name, tmp_path / name) for name in "abc")
+    shared = [leakage.Shared(True, a, b), leakage.Shared(False, a, c), leakage.Shared(False, b, c)]
+    assert first_few(shared, 1) == f"{tmp_path}/a = {tmp_path}/b and 1 more"
+    assert first_few(shared, 2) == f"{tmp_path}/a = {tmp_path}/b, {tmp_path}/b = {tmp_path}/c"

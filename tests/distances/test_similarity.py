@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,30 @@ def test_most_draws_fewer_pictures_and_reads_no_others(
         ({"extractor": ("weak", "weak")}, "one is given twice"),
         ({"extractor": ("weak",), "weights": "w"}, "goes with --extractor imagenet only"),
         ({"most": 5}, "--most 5: expected a number of images, at least 32"),
-        ({"neighbours": 40}, "target: 22 images in a half; expected 42 or more"),
+        (
+            {"neighbours": 40},
+            "target: 22 images in a half; --neighbours 40 takes 42 or more. Add images, or lower",
+        ),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], words: str, sets: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         fewmask.similarity(**arguments(sets, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_copies_of_the_target_are_counted(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(sets / "green", mixed)
+    for path in sorted((sets / "target").rglob("*.png"))[:5]:
+        Image.open(path).save(mixed / f"copy_{path.name}")
+    fewmask.similarity(**arguments(sets, tmp_path / "out", sources=(str(mixed), str(sets / "red"))))
+    said = capsys.readouterr().err
+    n = len(list(mixed.rglob("*.png")))
+    assert f"{mixed}: 5 of {n} images show pictures of {sets / 'target'}" in said
+    assert str(sets / "red") not in said
 
 
 def test_the_target_itself_is_no_source(sets: Path, tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_the_plan_s_margin_and_looks_are_the_rules(counted: Path) -> None:
     (found,) = verdicts(study)
     assert found.word == "equivalent"
     said = findings(study)[-1]
-    assert "less than 30 points" in said
-    assert "from 3 up to 10" in said
+    assert "Less than 30 points" in said
+    assert "from 3 repeats on, after each one up to 10; there are 3 now" in said
 
 
 def test_a_cell_that_is_there_twice_is_refused(counted: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_cell_that_is_there_twice_is_refused(counted: Path) -> None:
 
 def test_two_comparisons_are_corrected_each_by_itself(counted: Path, tmp_path: Path) -> None:
     said = findings(read_study(counted))[-1]
-    assert "corrected for the number of arms at a budget; " in said
+    assert "corrected for the number of arms at a budget. " in said
     study = changed(counted, baseline="none", arms=[{"name": a} for a in ("scratch", "imagenet")])
     assert own_against_imagenet(study)[0].arm == "scratch"
     assert own_against_imagenet(changed(counted, baseline="imagenet")) == []

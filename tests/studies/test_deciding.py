@@ -82,7 +82,7 @@ def test_only_what_is_undecided_gets_more_repeats(
     assert facts["until_decided"] == {"first": {"8": 3}, "most": 6}
     assert len(facts["cells"]) == 15
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Repeats were added until decided, from 3 up to 6" in page
+    assert "from 3 repeats on, after each one up to 6; there are 6 now; intervals and words" in page
 
 
 def test_a_later_command_keeps_the_repeats_and_the_rules(
@@ -93,7 +93,10 @@ def test_a_later_command_keeps_the_repeats_and_the_rules(
     assert study() == []
     assert results(tmp_path / "out") == before
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "until decided, from 3 up to 5; intervals and words hold under that looking" in page
+    assert (
+        "after each one up to 5; there are 5 now; intervals and words hold under that looking"
+        in page
+    )
     assert study(until_decided=True) == []  # the limit that it began with
     with pytest.raises(UserError, match="began to look with --most-repeats 5, not 9"):
         study(until_decided=True, most_repeats=9)

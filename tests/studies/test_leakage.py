@@ -133,7 +133,7 @@ def test_copies_within_the_pairs_are_counted_on_the_page(
     within = facts_of(tmp_path / "out")["leakage"]["within"]
     assert (within["exact"], within["near"]) == (2, 1)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "3 labelled images (2 of equal pixels, 1 altered copies) show what another one" in page
+    assert "3 labelled images (2 of equal pixels, 1 altered copy) show what another one" in page
     assert "The copies, side by side" in page
 
 
@@ -304,7 +304,7 @@ def test_an_own_test_set_that_overlaps_is_refused_unless_told(
     found = facts_of(out)["leakage"]["test"]
     assert (found["exact"], found["near"]) == (1, 1)
     page = (out / "report.html").read_text()
-    assert "2 test pictures (1 of equal pixels, 1 altered copies) are among the pairs" in page
+    assert "2 test pictures (1 of equal pixels, 1 altered copy) are among the pairs" in page
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ def start_file(start: str) -> Path:
     fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
     if (path / "config.toml").is_file():
         raise UserError(f"{fault}: a run that is not finished. Run its command again to finish it")
-    runs = [str(p) for p in _listed(path) if any((p / name).is_file() for name in RUN_WEIGHTS)]
+    below = [p for f in (path, path / "cells", path / "encoders") for p in _listed(f)]
+    runs = [str(p) for p in below if any((p / name).is_file() for name in RUN_WEIGHTS)]
     hint = f"; the runs {', '.join(sorted(runs)[:SHOWN])} lie in it" if runs else ""
     raise UserError(f"{fault}, so it is no run folder{hint}")
 

@@ -246,7 +246,7 @@ def check(settings: CheckSettings) -> CheckResult:
         if pairs and pool.pictures:
             found, words = _in_both(pool.pictures, pairs)
             copies += [(pool.pictures.src, pairs.src, pair) for pair in found]
-            warnings += [words] if found else []
+            warnings += [words] if words else []
     if settings.out is not None:
         from fewmask.data.sides import write_copies
 
@@ -263,13 +263,19 @@ def _looked(look: Callable[[str, CheckSettings], _Found], src: str, s: CheckSett
 
 
 def _in_both(pool: Pictures, pairs: Pictures) -> tuple[list[Shared], str]:
-    """Pictures of a pool that are also among the pairs, and the warning that says so."""
+    """Copies in a pool of pictures of the pairs, and a warning of them and of the pairs' files."""
     with shown(f"comparing {pool.src} with {pairs.src}") as report:
         found = shared(overlap(pool, pairs, report), pool, pairs)
-    return found, (
-        f"{pool.src}: {counted(found, len(pool.items))} are also in {pairs.src}: "
-        f"{first_few(found)}. A study leaves out those of its test set; pretrain takes them all"
-    )
+    own = {one.left.where for one in found if one.left.where == one.right.where}
+    rest = [one for one in found if one.left.where not in own]
+    said = f"{len(own)} images are the pairs' own files" if own else ""
+    if rest:
+        also = f"{counted(rest, len(pool.items))} are also in {pairs.src}: {first_few(rest)}"
+        said = f"{said}; {also}" if said else also
+    if not said:
+        return rest, ""
+    done = "A study leaves out those of its test set; pretrain takes them all"
+    return rest, f"{pool.src}: {said}. {done}"
 
 
 def _check_pairs(src: str, settings: CheckSettings) -> _Found:

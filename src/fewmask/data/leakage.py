@@ -117,9 +117,12 @@ def counted(found: Sequence[Shared], n: int, what: str = "images") -> str:
 
 
 def first_few(found: Sequence[Shared], most: int = 3) -> str:
-    """`a.jpg = b.jpg, c.jpg = d.jpg and 5 more`."""
-    words = ", ".join(f"{one.left.where} = {one.right.where}" for one in found[:most])
-    return words + (f" and {len(found) - most} more" if len(found) > most else "")
+    """`a.jpg = b.jpg, c.jpg = d.jpg and 5 more`: each left picture once, with its first twin."""
+    firsts: dict[str, str] = {}
+    for one in found:
+        firsts.setdefault(one.left.where, one.right.where)
+    words = ", ".join(f"{left} = {right}" for left, right in list(firsts.items())[:most])
+    return words + (f" and {len(firsts) - most} more" if len(firsts) > most else "")
 
 
 def _remembered(name: str, work: Callable[[], Alike]) -> Alike:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from fewmask.data.cache import ImageCache
+from fewmask.data.duplicates import Thumbs, between, thumbnail
 from fewmask.data.parts import chosen, drawn
 from fewmask.data.pools import cached_pool
 from fewmask.data.sources import ImageSet, open_images
@@ -76,6 +78,7 @@ def similarity(settings: SimilaritySettings) -> SimilarityResult:
         return read_back(done)
     looked = [_sampled(sets, one, settings) for one in extractors]
     claim(out, config)
+    _warn_of_copies(looked[0], sets)
     distances: list[Distance] = []
     pictured: list[Pictured] = []
     for one, samples in zip(extractors, looked, strict=True):
@@ -123,11 +126,38 @@ def open_sets(settings: SimilaritySettings) -> Sets:
     fewest = max(FEWEST, settings.neighbours + 2)
     least = {settings.target: len(target.items) // 2}
     least |= {images.src: len(images.items) for images in sources.values()}
-    few = [f"{src}: {n} images{' in a half' * (src == settings.target)}; expected {fewest} or more"
-           for src, n in least.items() if n < fewest]  # fmt: skip
+    why = f"--neighbours {settings.neighbours} takes" if fewest > FEWEST else "a comparison takes"
+    mend = "Add images, or lower --neighbours" if fewest > FEWEST else "Add images"
+    few = [f"{src}: {n} images{' in a half' * (src == settings.target)}; {why} {fewest} or more. "
+           f"{mend}" for src, n in least.items() if n < fewest]  # fmt: skip
     if few:
         raise UserError(*few)
     return found
+
+
+def _warn_of_copies(samples: Samples, sets: Sets) -> None:
+    """Copies of the target's pictures make a set look near; how many were drawn is told."""
+    target = _thumbnails(samples.cache(samples.target))
+    names = [f"target {row}" for row in range(len(target))]
+    for name, images in sets.sources.items():
+        thumbs = _thumbnails(samples.cache(name))
+        found = between((thumbs, list(map(str, range(len(thumbs))))), (target, names))
+        copies = len({row for row, _ in found.near})
+        if copies:
+            print(
+                f"warning: {images.src}: {copies} of {len(thumbs)} images show pictures of "
+                f"{sets.target.src}, which makes it look near. fewmask check --pairs and --images "
+                "names them",
+                file=sys.stderr,
+            )
+
+
+def _thumbnails(cache: ImageCache) -> Thumbs:
+    """uint8 [N,48,48] of a cache's images without their padding."""
+    return np.stack([
+        thumbnail(np.ascontiguousarray(image[:height, :width]))
+        for image, (height, width) in zip(cache.images, cache.valid, strict=True)
+    ])  # fmt: skip
 
 
 def _new_name(pool: str, taken: set[str]) -> str:

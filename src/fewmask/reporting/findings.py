@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fewmask.evidence.verdicts import Verdict
+from fewmask.evidence.verdicts import FORESEEN, Rules, Verdict
 from fewmask.reporting.folder import StudyFolder, budget_label
 from fewmask.reporting.judged import rules, verdicts
 from fewmask.reporting.theme import signed
 
 IMAGENET = "imagenet"
 NAMED = 2
-"""Comparisons that a sentence names before it counts the rest."""
+"""Comparisons that a sentence names before it counts the rest, where those are two or more."""
 BESIDE_BASELINE = {
     "helped": "helped",
     "hurt": "hurt",
@@ -59,8 +59,9 @@ def verdict_sentence(
         own = [v for v in found if v.word == word]
         own.sort(key=lambda v: (v.interval is None, -abs(v.mean)))
         if own:
-            named = ", ".join(_place(v) for v in own[:NAMED])
-            more = f" and {len(own) - NAMED} more" if len(own) > NAMED else ""
+            many = NAMED if len(own) > NAMED + 1 else len(own)
+            named = ", ".join(_place(v) for v in own[:many])
+            more = f" and {len(own) - many} more" if len(own) > many else ""
             parts.append(f"{phrase} in {len(own)} of {len(found)}: {named}{more}")
     return f"{subject}: {'; '.join(parts)}."
 
@@ -74,9 +75,9 @@ def trust_sentence(study: StudyFolder, found: list[Verdict], *, twice: bool = Fa
     apart = ", in either of the two comparisons by itself" if twice else ""
     said = (
         f"The 95 % intervals of differences cover what {covered(found)} would change, each for its "
-        f"own arm. Words are corrected for the number of arms at a budget{apart}; no difference "
-        f"that matters means less than {100 * fixed.margin:g} point"
-        f"{'' if fixed.margin == 0.01 else 's'} of {study.iou_name}."
+        f"own arm. Words are corrected for the number of arms at a budget{apart}. Less than "
+        f"{100 * fixed.margin:g} point{'' if fixed.margin == 0.01 else 's'} of {study.iou_name} "
+        "counts as no difference that matters."
     )
     alone = [v for v in found if v.interval is None]
     if alone:
@@ -95,7 +96,11 @@ def trust_sentence(study: StudyFolder, found: list[Verdict], *, twice: bool = Fa
             "limit beforehand."
         )
     elif fixed.sequential:
-        said += f" Repeats were added until decided, from {fixed.first} up to {fixed.most}"
+        there = max(len(v.repeats) for v in found)
+        said += (
+            f" Verdicts are looked at from {fixed.first} repeats on, after each one up to "
+            f"{fixed.most}; there are {there} now"
+        )
         if (study.plan.get("until_decided") or {}).get("late"):
             said += (
                 ". But verdicts had been written before that limit was fixed, and who would have "
@@ -145,13 +150,13 @@ def difference_rows(study: StudyFolder, found: list[Verdict]) -> list[dict[str, 
             "95 % interval": _interval(verdict) or too_few(len(verdict.repeats)),
             "Verdict": _word(verdict),
             "p": _p(verdict),
-            "To decide": _to_decide(verdict),
+            "To decide": _to_decide(verdict, rules(study, verdict.budget)),
         }
         for verdict in found
     ]
 
 
-def _to_decide(verdict: Verdict) -> str:
+def _to_decide(verdict: Verdict, fixed: Rules) -> str:
     if verdict.word != "cannot tell":
         return ""
     if verdict.interval is None:
@@ -159,7 +164,11 @@ def _to_decide(verdict: Verdict) -> str:
     if verdict.images_short:
         return "more test images"
     if verdict.more is None:
-        return "more repeats than allowed, or than 100"
+        return (
+            f"more repeats than the limit of {fixed.most}"
+            if fixed.planned
+            else f"more than {FORESEEN} more repeats"
+        )
     return f"about {verdict.more} more repeat{'' if verdict.more == 1 else 's'}"
 
 

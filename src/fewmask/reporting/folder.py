@@ -91,7 +91,8 @@ class StudyFolder:
                 said.append(f"No image of the pool {name} was found to show a test picture.")
             rest = pool.get("train_or_validation", {})
             if words := _copies(rest, f"image of the pool {name}", "show"):
-                said.append(f"{words} pictures to train or validate on; they stayed in.")
+                why = "they stayed in, for pre-training sees no mask"
+                said.append(f"{words} pictures to train or validate on; {why}.")
         for one in found.get("not_searched", []):
             said.append(f"Not searched, for its pictures are not at hand: {one}.")
         return tuple(said)
@@ -159,7 +160,8 @@ def _copies(shared: dict[str, Any], what: str, verb: str | None = None) -> str:
         return ""
     named = what if n == 1 else what.replace("image", "images", 1).replace("picture", "pictures", 1)
     does = ("is" if n == 1 else "are") if verb is None else f"{verb}{'s' * (n == 1)}"
-    return f"{n} {named} ({exact} of equal pixels, {near} altered copies) {does}"
+    copies = f"{near} altered cop{'y' if near == 1 else 'ies'}"
+    return f"{n} {named} ({exact} of equal pixels, {copies}) {does}"
 
 
 def _json_object(file: Path) -> dict[str, Any]:
