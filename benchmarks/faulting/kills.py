@@ -57,7 +57,7 @@ CASES = {
     "pretrain streamed": _pretrain("simclr", "--cache-gb", "0"),
     "finetune": Case(("finetune", *PAIRS, *SMALL, "--steps", "10", "--batch-size", "4",
                       "--out", "out")),
-    "finetune segnet": Case(("finetune", *PAIRS, "--size", "32", "--decoder", "segnet",
+    "finetune segnet": Case(("finetune", *PAIRS, "--size", "32", "--decoder", "segnet", "--encoder", "vgg11_bn",
                              "--steps", "6", "--batch-size", "4", "--out", "out")),
     "study": Case(("study", "../data/plan.toml", "--out", "out")),
     "predict": Case(("predict", "../finetune/out", "../data/toy/unlabelled", "--out", "out"),
