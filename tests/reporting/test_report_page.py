@@ -175,7 +175,7 @@ def test_sentences_count_what_the_rows_hold(
         f"these runs cannot tell in 1 of 2: a at 50 % (0.0 points, {signed(-0.025)} to +2.5)."
     )
     assert "cover what other runs, on these test images would change" in said[1]
-    assert "less than 1 point of IoU" in said[1]
+    assert "Less than 1 point of IoU" in said[1]
 
 
 def test_the_data_is_described(tmp_path: Path, make_study: Callable[..., Path]) -> None:

@@ -98,19 +98,21 @@ def _by_processes(
 ) -> Iterator[Batch]:
     with warnings.catch_warnings():  # of more workers than cores: as many as --workers asks for
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader = DataLoader(
-            _Steps(stream, store),
-            batch_size=None,
-            sampler=steps,
-            num_workers=workers,
-            prefetch_factor=max(1, ahead // workers),
-            collate_fn=_as_it_is,
-            pin_memory=pinned,
-            worker_init_fn=_leave_interrupts,
-            multiprocessing_context="spawn",
-            generator=torch.Generator(),  # else it draws from the global one
+        reads = iter(
+            DataLoader(
+                _Steps(stream, store),
+                batch_size=None,
+                sampler=steps,
+                num_workers=workers,
+                prefetch_factor=max(1, ahead // workers),
+                collate_fn=_as_it_is,
+                pin_memory=pinned,
+                worker_init_fn=_leave_interrupts,
+                multiprocessing_context="spawn",
+                generator=torch.Generator(),  # else it draws from the global one
+            )
         )
-    for read in loader:
+    for read in reads:
         if read.batch is None:
             raise UserError(*read.mistakes)
         store.missed(read.faults)
