@@ -80,7 +80,7 @@ def prepare(work: Path) -> None:
 
     if not (work / "data" / "toy").exists():
         (work / "data").mkdir(parents=True, exist_ok=True)
-        write_toy(work / "data" / "toy", pairs=16, unlabelled=24, size=40)
+        write_toy(work / "data" / "toy", pairs=32, unlabelled=40, size=40)
         (work / "data" / "plan.toml").write_text(PLAN)
 
 
