@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from fewmask.augment import PairAugment
 from fewmask.data.sources import MaskOptions, Pair

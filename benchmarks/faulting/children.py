@@ -65,7 +65,7 @@ def load_all() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     for name in (
-        "lightning.fabric", "matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow",
+        "lightning_fabric", "matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow",
         "pyarrow.parquet", "scipy.stats", "segmentation_models_pytorch", "sklearn.cluster",
         "sklearn.linear_model", "timm", "torch._dynamo", "torchvision", "rich.progress", "jinja2",
     ):  # fmt: skip

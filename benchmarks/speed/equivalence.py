@@ -36,7 +36,13 @@ from fewmask.augment import Views
 
 OURS, PLAIN, AGAIN = "fewmask", "plain", "fewmask again"
 WAYS = (OURS, PLAIN, AGAIN)
-ENGINES = {"openvino": ("openvino", False), "onnx": ("onnx", False), "int8": ("openvino", True)}
+ENGINES: dict[str, tuple[Any, Any, bool]] = {
+    "openvino": ("openvino", "32", False),
+    "openvino bf16": ("openvino", "bf16", False),
+    "torch bf16": ("torch", "bf16", False),
+    "onnx": ("onnx", "32", False),
+    "int8": ("openvino", "32", True),
+}
 View = Callable[[Tensor], Tensor]
 
 
@@ -190,25 +196,26 @@ def engines(a: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEWMASK_CACHE"] = work
-        for name, (kind, int8) in ENGINES.items():
+        for name, (kind, precision, int8) in ENGINES.items():
             try:
-                compared = compare(load_run(run), kind, a.images, int8=int8)
+                compared = compare(load_run(run), kind, precision, a.images, int8=int8)
             except UserError as mistake:
                 compared = {"missing": str(mistake)}
             found.append({"engine": name, **compared})
     return found
 
 
-def compare(model: Any, kind: Any, images: str, *, int8: bool) -> dict[str, Any]:
+def compare(model: Any, kind: Any, precision: Any, images: str, *, int8: bool) -> dict[str, Any]:
     """On pictures that int8 was not calibrated on, and the others were not checked on."""
     from fewmask.data.sources import open_images
     from fewmask.engines.checking import difference
-    from fewmask.engines.opening import network_inputs, open_engine
+    from fewmask.engines.opening import Wanted, network_inputs, open_engine
     from fewmask.engines.runtimes import agreement
 
     items = open_images(images).items
     half = len(items) // 2
-    engine = open_engine(model, kind, int8=int8, items=items[:half], device=torch.device("cpu"))
+    wanted = Wanted(kind, precision, int8)
+    engine = open_engine(model, wanted, items=items[:half], device=torch.device("cpu"))
     pictures = network_inputs(model, items[half:], int8=False, most=64)
     drop = engine.drop
     return {

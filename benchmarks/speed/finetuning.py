@@ -34,7 +34,12 @@ OURS, OURS_32 = "fewmask", "fewmask, 32 bit"
 EXAMPLE, ALIKE = "smp's example", "smp, as fewmask"
 WAYS = (OURS, OURS_32, EXAMPLE, ALIKE)
 NEEDS = dict.fromkeys((EXAMPLE, ALIKE), ("albumentations", "cv2"))
-PACKAGES = ("segmentation-models-pytorch", "lightning", "albumentations", "opencv-python-headless")
+PACKAGES = (
+    "segmentation-models-pytorch",
+    "pytorch-lightning",
+    "albumentations",
+    "opencv-python-headless",
+)
 EPOCHS = 1000
 """More than are run: the second one ends the process."""
 
@@ -140,7 +145,7 @@ def fewmask(a: argparse.Namespace, work: Path) -> None:
 
 
 def lightning(a: argparse.Namespace, work: Path, train: list[Any], validate: list[Any]) -> None:
-    from lightning import pytorch as pl
+    import pytorch_lightning as pl
 
     from fewmask.devices import computes_bf16
 
@@ -161,9 +166,9 @@ def lightning(a: argparse.Namespace, work: Path, train: list[Any], validate: lis
 
 def lightning_model(encoder: str, steps: int, *, statistics: bool) -> Any:
     """As in smp's example; two losses are added up, since that is what fewmask trains by."""
+    import pytorch_lightning as pl
     import segmentation_models_pytorch as smp
     import torch
-    from lightning import pytorch as pl
 
     from fewmask.augment import MEAN, STD
 

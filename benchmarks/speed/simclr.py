@@ -38,7 +38,7 @@ NEEDS = {
     LIGHTNING: ("lightly", "pytorch_lightning"),
     TRAIN: ("lightly_train",),
 }
-PACKAGES = ("torchvision", "lightly", "lightly-train", "lightning")
+PACKAGES = ("torchvision", "lightly", "lightly-train", "pytorch-lightning")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from fewmask.augment import step_generator
 from fewmask.types import Batch, UserError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 BACKEND = "inductor"
 TRIED = 5

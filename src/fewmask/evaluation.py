@@ -125,7 +125,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     own_folder(out, {"metrics.json", "per_image.csv", "overlays", LEGEND})
     model = load_run(settings.run, device)
     pairs, checked = _checked_pairs(settings, model)
-    own = model.segmenter.labels
+    own = model.labels
     for old in ("metrics.json", "per_image.csv"):
         (out / old).unlink(missing_ok=True)
     shutil.rmtree(out / "overlays", ignore_errors=True)
@@ -169,7 +169,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 def _checked_pairs(settings: EvaluateSettings, model: Model) -> tuple[PairSet, PairReport]:
     """The pairs, read as the run's own were. Raises UserError with all their faults."""
     pairs = open_pairs(settings.pairs, _options(settings, model), download=settings.download)
-    own = model.segmenter.labels
+    own = model.labels
     with progress("checking pairs") as report:
         checked = check_pairs(
             pairs, _reading(settings, pairs, model), progress=report, workers=settings.workers
@@ -194,7 +194,7 @@ def _said(settings: EvaluateSettings) -> bool:
 
 def _reading(settings: EvaluateSettings, pairs: PairSet, model: Model) -> Labels | None:
     """How the run reads these masks; None where that follows from the pairs' options."""
-    own, trained = model.segmenter.labels, model.described["options"]
+    own, trained = model.labels, model.described["options"]
     if pairs.table is None or settings.classes or settings.mask_values:
         return None if _said(settings) else own
     before = enumerate(trained.get("table") or ())
@@ -214,7 +214,7 @@ def _options(settings: EvaluateSettings, model: Model) -> MaskOptions:
     trained = model.described["options"]
     of_pets = settings.pairs.partition(":")[0] == "oxford-iiit-pet"
     border = settings.border or (trained["border"] if of_pets else "ignore")
-    names = model.segmenter.labels.names if border == trained["border"] or not of_pets else None
+    names = model.labels.names if border == trained["border"] or not of_pets else None
     if of_pets:
         return MaskOptions(border, settings.classes or names, settings.ignore, settings.mask_values)
     values = settings.mask_values or trained["mask_values"]

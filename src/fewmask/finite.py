@@ -15,7 +15,7 @@ from fewmask.files import write_json_atomic
 from fewmask.types import UserError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 SHOWN = 3
 """Images that the message names; the file names all."""

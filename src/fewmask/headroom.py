@@ -13,7 +13,7 @@ from torch import nn
 from fewmask.types import Batch, UserError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 @contextmanager

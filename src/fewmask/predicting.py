@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import tee
 from pathlib import Path, PurePosixPath
 
 import tomli_w
@@ -18,13 +18,13 @@ from fewmask.data.items import ImageItem
 from fewmask.data.looks import cannot
 from fewmask.data.sources import open_file, open_images
 from fewmask.devices import pick_device
-from fewmask.engines import Engine, open_engine
+from fewmask.engines import Engine, Wanted, open_engine
 from fewmask.files import write_text_atomic
 from fewmask.inference import (
     BATCH,
     LEGEND,
-    Model,
     Pixels,
+    Seen,
     load_run,
     logits_of,
     overlay,
@@ -32,10 +32,11 @@ from fewmask.inference import (
     save_legend,
     save_mask,
     save_picture,
+    seen,
 )
 from fewmask.progress import progress
 from fewmask.runs import config_of
-from fewmask.segmentation import predicted
+from fewmask.segmentation import Geometry, predicted
 from fewmask.settings import PredictSettings
 from fewmask.types import Colour, PredictResult, UserError
 
@@ -59,19 +60,21 @@ def predict(settings: PredictSettings) -> PredictResult:
     model = load_run(settings.run, device)
     found = named_images(settings.paths)
     items = [item for _, item in found]
-    engine = open_engine(model, settings.engine, int8=settings.int8, items=items, device=device)
+    wanted = Wanted(settings.engine, settings.precision, settings.int8)
+    engine = open_engine(model, wanted, items=items, device=device)
     if engine.drop is not None:
         print(engine.drop.sentence(), file=sys.stderr)
     # Marks the folder as ours, should only masks/ follow.
     write_text_atomic(out / "config.toml", tomli_w.dumps(config_of(settings)))
-    labels = model.segmenter.labels
+    labels = model.labels
     if labels.n_classes > 2:
         save_legend(out / LEGEND, labels)
     colours = classes.colours(labels) if settings.overlays else None
     faults: list[str] = []
     stems: list[str] = []
     with progress(f"predicting ({engine.name})") as report:
-        stream = _masks(model, engine, _readable(found, settings.workers, faults), device)
+        images = _readable(found, model.geometry, settings.workers, faults)
+        stream = _masks(engine, images, device)
         # What is computed waits for its place on the disk in few pictures, which may be large.
         for stem in in_order(partial(_save, out, colours), stream, settings.workers, ahead=8):
             stems.append(stem)
@@ -89,13 +92,13 @@ def predict(settings: PredictSettings) -> PredictResult:
 
 
 def _readable(
-    found: Sequence[Named], workers: int | None, faults: list[str]
-) -> Iterator[tuple[str, Pixels]]:
-    """(stem, image [H,W,3]) of what can be decoded; what cannot is added to `faults`."""
+    found: Sequence[Named], geometry: Geometry, workers: int | None, faults: list[str]
+) -> Iterator[tuple[str, Seen]]:
+    """(stem, image) of what can be decoded; what cannot is added to `faults`."""
 
-    def decode(one: Named) -> tuple[str, Pixels] | Undecodable:
+    def decode(one: Named) -> tuple[str, Seen] | Undecodable:
         try:
-            return one[0], one[1].pixels()
+            return one[0], seen(one[1].pixels(), geometry)
         except Undecodable as problem:
             return problem
 
@@ -107,18 +110,14 @@ def _readable(
 
 
 def _masks(
-    model: Model, engine: Engine, images: Iterator[tuple[str, Pixels]], device: torch.device
+    engine: Engine, images: Iterator[tuple[str, Seen]], device: torch.device
 ) -> Iterator[tuple[str, Pixels, Pixels]]:
     """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
-    held: deque[tuple[str, Pixels]] = deque()
-
-    def pixels() -> Iterator[Pixels]:
-        for one in images:
-            held.append(one)
-            yield one[1]
-
-    for logits in logits_of(engine.network, model.geometry, pixels(), device):
-        yield (*held.popleft(), predicted(logits).numpy())
+    stems, pictures = tee(images)
+    stream = logits_of(engine.network, (one for _, one in pictures), device)
+    # The stream first: of images it takes a batch before it gives the first one's logits.
+    for (pixels, logits), (stem, _) in zip(stream, stems, strict=True):
+        yield stem, pixels, predicted(logits).numpy()
 
 
 def _save(out: Path, colours: Sequence[Colour] | None, one: tuple[str, Pixels, Pixels]) -> str:

@@ -74,6 +74,18 @@ class Segmenter(nn.Module):
             x = functional.pad(x, pad, mode="replicate")
         return x.contiguous(memory_format=torch.channels_last)
 
+    def flops(self, size: int) -> int:
+        """Floating-point operations for one square image, multiplications and additions."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        device = next(self.parameters()).device
+        was_training = self.training
+        self.eval()
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            self(torch.zeros(1, 3, size, size, device=device))
+        self.train(was_training)
+        return int(counter.get_total_flops())
+
 
 class SegmentationTask(nn.Module):
     """Batch of images and masks -> the named losses, under random geometry and colour.
@@ -173,6 +185,7 @@ def describe(segmenter: Segmenter, geometry: Geometry) -> dict[str, Any]:
         "lut": list(segmenter.labels.lut),
         "border_lut": segmenter.labels.border_lut and list(segmenter.labels.border_lut),
         "colours": [list(colour) for colour in colours(segmenter.labels)],
+        "flops": segmenter.flops(geometry.size),
     }
 
 
@@ -181,6 +194,12 @@ def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
 
     Raises KeyError, TypeError or ValueError where the table is none that `describe` has made.
     """
+    decoder, labels, geometry = told(described)
+    return Segmenter(described["encoder"], decoder, labels), geometry
+
+
+def told(described: dict[str, Any]) -> tuple[Decoder, Labels, Geometry]:
+    """All that `describe` has told of a model but its network. Raises as `rebuild`."""
     _refuse_unsound(described)
     border = described["border_lut"]
     labels = Labels(
@@ -190,8 +209,7 @@ def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
         tuple((r, g, b) for r, g, b in described.get("colours") or ()) or None,
     )
     decoder = decoders.component(described["decoder"], **described.get("decoder_options", {}))
-    segmenter = Segmenter(described["encoder"], decoder, labels)
-    return segmenter, Geometry(described["size"], described["resize"])
+    return decoder, labels, Geometry(described["size"], described["resize"])
 
 
 def _refuse_unsound(described: dict[str, Any]) -> None:
@@ -205,6 +223,8 @@ def _refuse_unsound(described: dict[str, Any]) -> None:
     bytes_of += [value for colour in described.get("colours") or () for value in colour]
     if not all(type(value) is int and 0 <= value <= 255 for value in bytes_of):
         raise ValueError("a class id or colour is not a whole number of 0 to 255")
+    if type(described.get("flops", 1)) is not int:
+        raise TypeError(f"flops {described['flops']}")
     options = described.get("options")
     if options is None:
         return

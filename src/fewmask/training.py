@@ -39,7 +39,7 @@ from fewmask.progress import Report
 from fewmask.types import Batch, Compile, UserError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 def _save_seconds() -> float:

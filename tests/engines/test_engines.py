@@ -114,6 +114,81 @@ def test_auto_is_by_the_work(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert masks(run, tmp_path / "many")[0] == "openvino"
 
 
+@libraries
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_bf16_is_used_where_it_gives_the_same_classes(
+    run: Path,
+    tmp_path: Path,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(opening, "computes_bf16", lambda _: True)
+    _, wanted = masks(run, tmp_path / "full", engine=engine)
+    monkeypatch.setattr(opening, "AGREEMENT", 0.97)
+    name, found = masks(run, tmp_path / "bf16", engine=engine, precision="auto")
+    assert name == f"{engine} bf16"
+    assert (found == wanted).mean() > 0.97
+    assert [*(tmp_path / "cache" / "engines").glob("*/bf16.json")]
+    monkeypatch.setattr(opening, "AGREEMENT", 1.01)
+    name, found = masks(run, tmp_path / "refused", engine=engine, precision="auto")
+    assert name == engine
+    assert (found == wanted).all()
+    assert "note: bf16 gives another class to" in capsys.readouterr().err
+    with pytest.raises(UserError, match="Choose --precision 32"):
+        masks(run, tmp_path / "asked", engine=engine, precision="bf16")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_bf16_is_left_where_the_processor_does_not_know_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "computes_bf16", lambda _: False)
+    assert masks(run, tmp_path / "out", engine="torch", precision="auto")[0] == "torch"
+
+
+@libraries
+def test_a_batch_in_portions_is_the_whole_batch(run: Path) -> None:
+    """More streams than one, portions that are not full, images that lie in either order."""
+    model = load_run(run)
+    threads = torch.get_num_threads()
+    folder = opening._folder(model, "openvino", ())
+    fewmask.predict(
+        run=str(run), paths=(str(run.parent / "photos"),), out=str(run.parent / "p"),
+        engine="openvino",
+    )  # fmt: skip
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            network = runtimes.read_openvino(folder / "model.xml")
+            for batch in (1, 4, 5, 11):
+                images = torch.rand(batch, 3, 32, 32)
+                with torch.inference_mode():
+                    wanted = model.segmenter(images)
+                for given in (images, images.contiguous(memory_format=torch.channels_last)):
+                    assert torch.allclose(network(given), wanted, atol=1e-3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@libraries
+def test_an_engine_that_is_ready_needs_no_network(run: Path, tmp_path: Path) -> None:
+    """Building the network imports timm and smp, which is most of the time of one picture."""
+    photo = str(run.parent / "photos" / "9.png")
+    ask = dict(run=str(run), paths=(photo,), engine="openvino")
+    fewmask.predict(out=str(tmp_path / "first"), **ask)  # type: ignore[arg-type]
+    script = (
+        "import sys, fewmask\n"
+        f"fewmask.predict(out={str(tmp_path / 'second')!r}, **{ask!r})\n"
+        "print([name for name in ('timm', 'segmentation_models_pytorch', 'torchvision',"
+        " 'lightning_fabric') if name in sys.modules])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+    assert (tmp_path / "second" / "masks" / "9.png").exists()
+
+
 def wrong(network: torch.nn.Module, path: Path, _: torch.Tensor) -> runtimes.Network:
     path.write_text("")
     return lambda images: -network(images)
@@ -175,6 +250,8 @@ def test_an_int8_export_is_smaller_and_says_what_it_costs(
         ({"engine": "onnx", "device": "cuda"}, "on the CPU"),
         ({"int8": True, "engine": "onnx"}, "is openvino's"),
         ({"int8": True, "device": "cuda"}, "on the CPU"),
+        ({"int8": True, "precision": "bf16"}, "do not go together"),
+        ({"engine": "onnx", "precision": "bf16"}, "do not go together"),
     ],
 )
 def test_what_does_not_go_together(settings: dict[str, object], said: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fewmask.data.images import Pixels, Undecodable, resize_image, resize_mask
 from fewmask.data.items import ImageItem, small_image
+from fewmask.data.listing import FileList
 from fewmask.data.place import cache_root, locked
 from fewmask.data.sources import ImageSet, PairSet
 from fewmask.data.store import Rows, Taken, refuse_too_many
@@ -68,6 +69,9 @@ def stamps(items: Sequence[ImageItem], *more: str) -> str:
     digest = blake2b(digest_size=16)
     for text in (FORMAT, *more):
         digest.update(text.encode() + b"\0")
+    if isinstance(items, FileList):  # it has looked at each
+        digest.update(items.stamp())
+        return digest.hexdigest()
     for item in items:
         digest.update(f"{item.where}:{item.stamp()}".encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()

@@ -117,6 +117,13 @@ class FileList(Sequence[ImageFile]):
         for begin, end in pairwise(ends):
             yield os.fsdecode(blob[begin:end])
 
+    def stamp(self) -> bytes:
+        """Where the files lie, their names, sizes and times of change, as they were listed."""
+        table, digest = self.table, blake2b(os.fsencode(self.root) + b"\0", digest_size=16)
+        for column in (table.names, table.starts, table.sizes, table.times):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.digest()
+
     def fingerprint(self) -> str:
         """As `fewmask.data.items.fingerprint`; of a kept listing it is kept as well."""
         place = self._kept / "fingerprint" if self._kept else None

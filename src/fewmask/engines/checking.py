@@ -86,7 +86,7 @@ def drop_of_int8(model: Model, network: Network, images: Tensor) -> AccuracyDrop
 
 
 def _iou(model: Model, network: Network, pairs: Sequence[Pair]) -> float | None:
-    labels = model.segmenter.labels
+    labels = model.labels
     found = score_pairs(network, model.geometry, pairs, labels, torch.device("cpu"))
     return aggregate(found, labels.names)[0]["iou"]
 

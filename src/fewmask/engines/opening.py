@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib import metadata
@@ -22,11 +23,20 @@ from fewmask.data.cache import stamps
 from fewmask.data.images import Undecodable, resize_image
 from fewmask.data.items import ImageItem
 from fewmask.data.place import cache_root, locked
+from fewmask.devices import computes_bf16
 from fewmask.engines.checking import AGREEMENT, AccuracyDrop, drop_of_int8
-from fewmask.engines.runtimes import READERS, WRITERS, agreement, library_errors, write_int8
+from fewmask.engines.runtimes import (
+    READERS,
+    WRITERS,
+    agreement,
+    compiled,
+    library_errors,
+    write_int8,
+)
+from fewmask.files import write_json_atomic
 from fewmask.inference import Model, Network
 from fewmask.settings import EngineName
-from fewmask.types import UserError
+from fewmask.types import Precision, UserError
 
 AUTO_FLOPS = 1e13
 """Floating-point operations from which on another engine than PyTorch pays: minutes on two cores,
@@ -35,11 +45,22 @@ CHECKED = 16
 """Images that an engine of full precision is compared on."""
 CALIBRATION = 200
 """Images that int8 is calibrated (half of them) and compared on."""
+CHECKED_BF16 = 32
+"""Images that bf16 is compared on: it differs in few pixels, and their share has to be known."""
 FEWEST = 8
 """Images below which int8 is not calibrated."""
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 FORMAT = "1"
 """Part of every engine's key."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a prediction is to be computed with."""
+
+    engine: EngineName = "auto"
+    precision: Precision = "32"
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +73,7 @@ class Engine:
 
 
 def open_engine(
-    model: Model,
-    wanted: EngineName,
-    *,
-    int8: bool,
-    items: Sequence[ImageItem],
-    device: torch.device,
+    model: Model, wanted: Wanted, *, items: Sequence[ImageItem], device: torch.device
 ) -> Engine:
     """The engine to predict `items` with, on the CPU unless it is PyTorch's.
 
@@ -69,41 +85,85 @@ def open_engine(
     ready lies in the cache folder: one of full precision once, int8 once for each set of images.
     Raises UserError where a package is missing, where the engine doesn't give the original's
     classes, where int8 is to be calibrated on fewer than FEWEST images, and where the cache folder
-    cannot be written; with auto, and without int8, the answer to all of these is PyTorch.
+    cannot be written; with auto, and without int8, the answer to all of these is PyTorch, and
+    32 bit where bf16 doesn't give the original's classes.
     """
-    original = Engine("torch", model.segmenter)
-    kind = _kind(model, wanted, len(items), device, int8=int8)
-    if kind == "torch":
-        return original
-    folder = _folder(model, kind, items if int8 else ())
+    kind = _kind(model, wanted, len(items), device)
     try:
-        return _ready(model, kind, folder, items, int8=int8)
+        engine = _full(model, kind, wanted, items)
     except UserError as mistake:
-        if wanted != "auto" or int8:
+        if wanted.engine != "auto" or wanted.int8:
             raise
         print(f"note: {mistake}. Predicting with torch", file=sys.stderr)
-        return original
+        kind, engine = "torch", Engine("torch", model.segmenter)
+    bf16 = wanted.precision == "bf16" or (
+        wanted.precision == "auto" and kind != "onnx" and computes_bf16(device.type)
+    )
+    if not bf16 or wanted.int8:
+        return engine
+    return _in_bf16(model, engine, kind, wanted, items, device)
 
 
-def _kind(
-    model: Model, wanted: EngineName, n: int, device: torch.device, *, int8: bool
-) -> EngineName:
-    if int8:
+def _kind(model: Model, wanted: Wanted, n: int, device: torch.device) -> EngineName:
+    if wanted.int8:
         return "openvino"
-    if wanted != "auto":
-        return wanted
+    if wanted.engine != "auto":
+        return wanted.engine
     there = device.type == "cpu" and find_spec("openvino") is not None
     return "openvino" if there and n * flops(model) >= AUTO_FLOPS else "torch"
 
 
+def _full(model: Model, kind: EngineName, wanted: Wanted, items: Sequence[ImageItem]) -> Engine:
+    """The engine of full precision, or of int8."""
+    if kind == "torch":
+        return Engine("torch", model.segmenter)
+    folder = _folder(model, kind, items if wanted.int8 else ())
+    return _ready(model, kind, folder, items, int8=wanted.int8)
+
+
+def _in_bf16(
+    model: Model,
+    engine: Engine,
+    kind: EngineName,
+    wanted: Wanted,
+    items: Sequence[ImageItem],
+    device: torch.device,
+) -> Engine:
+    """The engine in bf16, where it gives these images the classes that 32 bit gives them."""
+    halved = Engine(f"{engine.name} bf16", _network_in_bf16(model, kind, device))
+    folder = _folder(model, f"{kind} bf16 {device.type}", items)
+    try:
+        agreed = float(json.loads((folder / "bf16.json").read_text(encoding="utf-8"))["agreement"])
+    except (OSError, ValueError, KeyError, TypeError):
+        images = network_inputs(model, items, int8=False, most=CHECKED_BF16).to(device)
+        agreed = agreement(engine.network, halved.network, images)
+        with suppress(UserError):  # a cache that cannot be written only costs the check again
+            write_json_atomic(folder / "bf16.json", {"agreement": agreed})
+    if agreed >= AGREEMENT:
+        return halved
+    lost = f"bf16 gives another class to {100 * (1 - agreed):.2f} % of the pixels"
+    if wanted.precision == "bf16":
+        raise UserError(f"{model.run}: {lost}. Choose --precision 32")
+    print(f"note: {lost}. Predicting in 32 bit", file=sys.stderr)
+    return engine
+
+
+def _network_in_bf16(model: Model, kind: EngineName, device: torch.device) -> Network:
+    if kind == "openvino":
+        return compiled(str(_folder(model, kind, ()) / f"model{SUFFIX[kind]}"), bf16=True)
+
+    def network(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits: Tensor = model.segmenter(images)
+        return logits
+
+    return network
+
+
 def flops(model: Model) -> int:
     """Floating-point operations of the network for one image, multiplications and additions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    size = model.geometry.size
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.segmenter(torch.zeros(1, 3, size, size))
-    return int(counter.get_total_flops())
+    known = model.described.get("flops")
+    return int(known) if known else model.segmenter.flops(model.geometry.size)
 
 
 def _folder(model: Model, kind: str, calibrated_on: Sequence[ImageItem]) -> Path:

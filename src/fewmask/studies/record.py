@@ -32,7 +32,7 @@ from fewmask.workflows import Prepared
 from fewmask.workflows.classes import class_weights
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 COLUMNS = (
     "arm", "budget", "n_train", "n_val", "n_test", "repeat", "seed", "encoder", "decoder", "size",

@@ -55,7 +55,7 @@ class Classes:
 def known_classes(model: Model | None, pairs: PairSet | None) -> Classes:
     """The run's classes, or else those that the pairs name; one class "object" otherwise."""
     if model is not None:
-        labels = model.segmenter.labels
+        labels = model.labels
         return Classes(tuple(labels.names), tuple(colours(labels)))
     names: tuple[str, ...] = ("background", "object")
     if pairs is not None and pairs.labels is not None:

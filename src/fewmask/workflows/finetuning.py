@@ -44,7 +44,7 @@ from fewmask.workflows.launching import launch, say, say_batch, say_finished
 from fewmask.workflows.validation import Validation
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 CHECKS = 20
 """How often a run by steps looks at its validation set; a run by epochs does so every epoch."""

@@ -20,7 +20,7 @@ from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.types import UserError
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 Result = TypeVar("Result")
 Trainable = TypeVar("Trainable", PretrainSettings, FinetuneSettings)

@@ -36,7 +36,7 @@ from fewmask.workflows.launching import launch, say, say_batch, say_finished
 from fewmask.workflows.watching import TIMES, Watch, probe_pairs
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 def pretrain(settings: PretrainSettings, leave_out: frozenset[str] = frozenset()) -> PretrainResult:

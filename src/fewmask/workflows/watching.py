@@ -28,7 +28,7 @@ from fewmask.types import Batch, UserError
 from fewmask.workflows.launching import say
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 TIMES = 20
 """How often a run is looked at."""

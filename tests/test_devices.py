@@ -1,0 +1,47 @@
+"""Where the work is done, and what starting it costs."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+
+def run(script: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+def test_fabric_is_imported_without_torchmetrics() -> None:
+    """It would be imported only for its version, with all of torchvision, SciPy and more."""
+    pytest.importorskip("torchmetrics")
+    said = run(
+        "import sys\n"
+        "from fewmask.devices import make_fabric\n"
+        "make_fabric('cpu', 1, '32')\n"
+        "print('torchmetrics' in sys.modules)\n"
+        "import torchmetrics\n"
+        "print(torchmetrics.__name__)\n"
+    )
+    assert said.split() == ["False", "torchmetrics"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is on Linux")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    script = (
+        "import resource, torch\n"
+        "from fewmask.devices import pick_device\n"
+        "KEEP\n"
+        "def step(): torch.ones(64, 1024, 1024)\n"
+        "for _ in range(3): step()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): step()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    usual = int(run(script.replace("KEEP", "")))
+    pages = (256 << 20) // resource.getpagesize()
+    if usual < pages // 600:  # even with pages of 2 MiB there would be some 128 a step
+        pytest.skip("this system's malloc gives nothing back")
+    assert int(run(script.replace("KEEP", "pick_device('cpu')"))) < usual / 10
