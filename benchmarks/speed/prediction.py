@@ -2,12 +2,18 @@
 
     python benchmarks/speed/prediction.py [--run RUN] [--images DIR] [--rounds 5]
 
-The peer is what smp's users write: the same weights by `smp.from_pretrained`, eager, batches of 8
-resized pictures, each mask brought to its picture's size, saved as PNG; Pillow for the files. All
-run as processes of their own on the same files and threads, one after the other in every round, in
-a new order each time; start-up counts. Of each the CPU seconds of its process and the wall seconds
-are taken, the ratio is that of its round's peer, the interval Student's t over the rounds on a log
-scale. What an engine costs to make ready is measured apart, once, and so is what int8 loses.
+- *smp loop*: what smp's users write: the same weights by `smp.from_pretrained`, eager, batches of 8
+  resized pictures, each mask brought to its picture's size, saved as PNG; Pillow for the files;
+- *LightlyTrain*: `lightly_train.predict_semantic_segmentation`, its defaults (a picture at a time,
+  bf16 mixed), on the same weights: its model is replaced by smp's, its loader and loop are its own;
+- *torch*, *openvino*: `fewmask predict` in full precision; *bf16*: with `--precision auto`, which
+  falls back to 32 bit where bf16 gives another class to 0.1 % of the pixels; *int8*: with `--int8`.
+
+All run as processes of their own on the same files and threads, one after the other in every round,
+in a new order each time; start-up counts. Of each the CPU seconds of its process and the wall
+seconds are taken, the ratio is that of its round's smp loop, the interval Student's t over the
+rounds on a log scale. What an engine costs to make ready is measured apart, once, and so is what
+int8 loses; and so is the start alone: the same with a single picture.
 
 Writes prediction.json and table.md; more rounds are added to those that are there.
 """
@@ -28,42 +34,65 @@ import numpy as np
 import fewmask
 from fewmask.data.sources import data_root
 
-PEER = "smp loop"
+PEER, LIGHTLY = "smp loop", "LightlyTrain"
+PEERS = (PEER, LIGHTLY)
 WAYS = {
     "torch": ["--engine", "torch"],
     "openvino": ["--engine", "openvino"],
+    "torch bf16": ["--engine", "torch", "--precision", "auto"],
+    "openvino bf16": ["--engine", "openvino", "--precision", "auto"],
     "openvino int8": ["--int8"],
 }
-NEEDS = {"openvino": ("openvino",), "openvino int8": ("openvino", "nncf")}
+NEEDS = {
+    "openvino": ("openvino",), "openvino bf16": ("openvino",),
+    "openvino int8": ("openvino", "nncf"), LIGHTLY: ("lightly_train",),
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", help="a fine-tuning run that smp can open (default: makes one)")
     parser.add_argument("--images", help="a folder of photographs (default: the Pets')")
+    parser.add_argument("--n", type=int, help="only so many of the pictures, evenly spaced")
     parser.add_argument("--out", type=Path, default=Path("results/bench/prediction"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", metavar="MASKS", help=argparse.SUPPRESS)
+    parser.add_argument("--masks", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        peer(arguments.run, arguments.images, Path(arguments.peer))
+        of_peer = {PEER: smp_loop, LIGHTLY: lightly_train}[arguments.peer]
+        of_peer(arguments.run, arguments.images, Path(arguments.masks))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.run = arguments.run or own_run(arguments.out / "work" / "run")
     arguments.images = arguments.images or str(data_root() / "oxford-iiit-pet" / "images")
+    if arguments.n:
+        arguments.images = some(arguments.images, arguments.n, arguments.out / "work" / "images")
     path = arguments.out / "prediction.json"
     said = setting(arguments) | measuring.machine()
     packages = ("segmentation-models-pytorch", "openvino", "nncf", "pillow")
     record = measuring.opened(path, said, *packages)
-    ways = measuring.there([PEER, *WAYS], NEEDS)
+    ways = measuring.there([*PEERS, *WAYS], NEEDS)
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEWMASK_CACHE"] = f"{work}/cache"  # what is made ready is made here
         ready = made_ready(arguments, ways, Path(work))
         record.setdefault("ready", ready)
+        record.setdefault("start", started(arguments, ways, Path(work)))
         for _ in range(arguments.rounds):
             record["rounds"].append(one_round(arguments, ways, Path(work)))
             measuring.save(path, record)
             write_table(record, arguments.out / "table.md")
+
+
+def some(images: str, n: int, folder: Path) -> str:
+    """A folder of links to some of the pictures."""
+    files = sorted(path for path in Path(images).rglob("*") if path.is_file())
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in np.linspace(0, len(files) - 1, n).astype(int):
+        link = folder / files[place].name
+        if not link.exists():
+            link.symlink_to(files[place].absolute())
+    return str(folder)
 
 
 def own_run(out: Path) -> str:
@@ -73,8 +102,8 @@ def own_run(out: Path) -> str:
         out=str(out),
         encoder="resnet18",
         size=256,
-        dev=0.2,
-        steps=100,
+        dev=0.8,
+        steps=400,
         batch_size=8,
     )
     return str(out)
@@ -93,21 +122,41 @@ def setting(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def command(arguments: argparse.Namespace, way: str, out: Path) -> list[str]:
-    if way == PEER:
-        mine = [__file__, "--run", arguments.run, "--images", arguments.images, "--peer", str(out)]
-        return [sys.executable, *mine]
+def command(arguments: argparse.Namespace, way: str, images: str, out: Path) -> list[str]:
+    if way in PEERS:
+        mine = [__file__, "--run", arguments.run, "--images", images, "--peer", way]
+        return [sys.executable, *mine, "--masks", str(out / "masks")]
     flags = [*WAYS[way], "--no-overlays", "--device", "cpu", "--out", str(out)]
-    return [sys.executable, "-m", "fewmask", "predict", arguments.run, arguments.images, *flags]
+    return [sys.executable, "-m", "fewmask", "predict", arguments.run, images, *flags]
 
 
 def made_ready(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[str, Any]:
-    """The first run of each way, whose engine may have to be made; what int8 says it loses."""
+    """The first run of each way, whose engine may have to be made; what it says of itself."""
     found = {}
-    for number, way in enumerate(way for way in ways if way != PEER):
-        ran = measuring.timed(command(arguments, way, work / f"ready{number}"))
-        loss = [line for line in ran.err.splitlines() if "int8 gives" in line]
-        found[way] = {"cpu": ran.cpu, "wall": ran.wall, "said": loss[0] if loss else ""}
+    for number, way in enumerate(way for way in ways if way not in PEERS):
+        out = work / f"ready{number}"
+        ran = measuring.timed(command(arguments, way, arguments.images, out))
+        said = [
+            line for line in ran.err.splitlines() if "int8 gives" in line or "bf16 gives" in line
+        ]
+        found[way] = {"cpu": ran.cpu, "wall": ran.wall, "said": said[0] if said else ""}
+    return found
+
+
+def started(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[str, float]:
+    """CPU seconds of each way for a single picture, what it needs being ready."""
+    one = work / "one"
+    one.mkdir()
+    first = min(path for path in Path(arguments.images).rglob("*.jpg"))
+    (one / first.name).write_bytes(first.read_bytes())
+    found = {}
+    for number, way in enumerate(
+        way for way in ways if way != "openvino int8"
+    ):  # one can't calibrate
+        outs = [work / f"start{number}-{again}" for again in range(2)]
+        found[way] = [measuring.timed(command(arguments, way, str(one), out)).cpu for out in outs][
+            1
+        ]
     return found
 
 
@@ -117,7 +166,7 @@ def one_round(arguments: argparse.Namespace, ways: list[str], work: Path) -> dic
     masks: dict[str, Path] = {}
     for way in order:
         masks[way] = Path(tempfile.mkdtemp(dir=work)) / "out"
-        ran = measuring.timed(command(arguments, way, masks[way]))
+        ran = measuring.timed(command(arguments, way, arguments.images, masks[way]))
         found[way] = {"cpu": ran.cpu, "wall": ran.wall}
         print(f"{way}: {ran.cpu:.1f} s of CPU, {ran.wall:.1f} s", flush=True)
     for way in order:
@@ -136,7 +185,7 @@ def agreement(one: Path, other: Path) -> float:
     return same / total
 
 
-def peer(run: str, images: str, out: Path) -> None:
+def smp_loop(run: str, images: str, out: Path) -> None:
     """A plain loop over the files with the model that smp opens."""
     import segmentation_models_pytorch as smp
     import torch
@@ -149,7 +198,7 @@ def peer(run: str, images: str, out: Path) -> None:
         torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
     files = sorted(p for p in Path(images).rglob("*") if p.is_file())
-    (out / "masks").mkdir(parents=True)
+    out.mkdir(parents=True)
     with torch.inference_mode():
         for first in range(0, len(files), 8):
             part = files[first : first + 8]
@@ -163,26 +212,68 @@ def peer(run: str, images: str, out: Path) -> None:
                 sized = functional.interpolate(logits[None], image.size[::-1], mode="bilinear")[0]
                 classes = (sized[0] > 0) if len(sized) == 1 else sized.argmax(0)
                 mask = Image.fromarray(classes.to(torch.uint8).numpy())
-                mask.save(out / "masks" / f"{path.stem}.png")
+                mask.save(out / f"{path.stem}.png")
+
+
+def lightly_train(run: str, images: str, out: Path) -> None:
+    """LightlyTrain's prediction of a folder; of its model it asks what `Model` below has."""
+    os.environ["LIGHTLY_TRAIN_EVENTS_DISABLED"] = "1"
+    import lightly_train as package
+    import segmentation_models_pytorch as smp
+    import torch
+    from lightly_train._task_models import task_model_helpers
+    from torch.nn import functional
+
+    from fewmask.augment import MEAN, STD
+
+    size = json.loads((Path(run) / "model.json").read_text())["size"]
+
+    class Model(torch.nn.Module):
+        class_path = "benchmark.SemanticSegmentation"
+        image_size = (size, size)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_normalize = {"mean": MEAN, "std": STD}
+            self.model = smp.from_pretrained(run).eval()
+            self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+
+        @torch.inference_mode()
+        def predict(self, image: torch.Tensor) -> torch.Tensor:
+            batch = functional.interpolate(
+                image[None].float() / 255, (size, size), mode="bilinear", antialias=True
+            )
+            logits = self.model((batch - self.mean) / self.std)
+            sized = functional.interpolate(logits, image.shape[1:], mode="bilinear")[0]
+            return (sized[0] > 0).to(torch.uint8) if len(sized) == 1 else sized.argmax(0)
+
+    made: Any = lambda *_, **__: Model()  # noqa: E731
+    task_model_helpers.load_model = made
+    package.predict_semantic_segmentation(
+        out=str(out), data=images, model=run, accelerator="cpu",
+        num_workers=len(os.sched_getaffinity(0)),
+    )  # fmt: skip
 
 
 def write_table(record: dict[str, Any], path: Path) -> None:
-    lines = [
-        "| way | images/s of CPU | times the peer, CPU (95 %) | times the peer, wall (95 %) "
-        "| pixels as torch | made ready in |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["way", "images/s of CPU", "times the smp loop, CPU (95 %)",
+            "times the smp loop, wall (95 %)", "pixels as torch", "start alone",
+            "made ready in"]  # fmt: skip
+    rows = []
     rounds = record["rounds"]
-    for way in (way for way in (PEER, *WAYS) if way in rounds[0]):
+    for way in (way for way in (*PEERS, *WAYS) if way in rounds[0]):
         speed = record["setting"]["images"] / np.mean([r[way]["cpu"] for r in rounds])
         agreed = np.mean([r[way]["agreement"] for r in rounds])
         usual = np.mean([r[way]["wall"] for r in rounds])
         ready = max(0.0, record["ready"][way]["wall"] - usual) if way in record["ready"] else 0.0
-        lines.append(
-            f"| {way} | {speed:.1f} | {ratio(rounds, way, 'cpu')} | {ratio(rounds, way, 'wall')} "
-            f"| {100 * agreed:.2f} % | {f'{ready:.0f} s' if ready > 1 else '-'} |"
-        )
-    path.write_text("\n".join(lines) + "\n")
+        start = record["start"].get(way)
+        rows.append([
+            way, f"{speed:.1f}", ratio(rounds, way, "cpu"), ratio(rounds, way, "wall"),
+            f"{100 * agreed:.2f} %", "-" if start is None else f"{start:.1f} s",
+            f"{ready:.0f} s" if ready > 1 else "-",
+        ])  # fmt: skip
+    said = [f"{way}: {ready['said']}" for way, ready in record["ready"].items() if ready["said"]]
+    path.write_text(measuring.table(head, rows) + "".join(f"\n{line}\n" for line in said))
 
 
 def ratio(rounds: list[dict[str, Any]], way: str, what: str) -> str:

@@ -132,7 +132,8 @@ def logits_of(
         # Not around the yields: a caller that stops half-way would be left in inference mode.
         with torch.inference_mode():
             pixels = to_unit(batch.permute(0, 3, 1, 2).to(device))
-            logits = torch.cat([network(part) for part in pixels.split(_portion(network, device))])
+            parts = torch.split(pixels, _portion(network, device))
+            logits = torch.cat([network(part) for part in parts])
         for own, one in zip(logits, chunk, strict=True):
             height, width = one.valid
             with torch.inference_mode():
