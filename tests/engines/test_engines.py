@@ -176,7 +176,7 @@ def test_a_batch_in_portions_is_the_whole_batch(run: Path) -> None:
 def test_an_engine_that_is_ready_needs_no_network(run: Path, tmp_path: Path) -> None:
     """Building the network imports timm and smp, which is most of the time of one picture."""
     photo = str(run.parent / "photos" / "9.png")
-    ask = dict(run=str(run), paths=(photo,), engine="openvino")
+    ask = {"run": str(run), "paths": (photo,), "engine": "openvino"}
     fewmask.predict(out=str(tmp_path / "first"), **ask)  # type: ignore[arg-type]
     script = (
         "import sys, fewmask\n"
