@@ -75,11 +75,12 @@ def load_all() -> None:
 
 def run(
     argv: Sequence[str], folder: Path, seconds: float, *, arm: Callable[[], object] | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, enough: Callable[[str], bool] | None = None,
 ) -> Ended:  # fmt: skip
-    """Run a command in `folder`, which is its current one, until it ends or its time is over."""
+    """Run a command in `folder`, which is its current one, until it ends, its time is over, or
+    what it has said is enough."""
     child = start(argv, folder, arm=arm, environment=environment)
-    return wait(child, folder, seconds)
+    return wait(child, folder, seconds, enough)
 
 
 def start(
@@ -156,12 +157,18 @@ def _watch(folder: Path) -> None:
     sys.addaudithook(look)
 
 
-def wait(child: int, folder: Path, seconds: float) -> Ended:
+def wait(
+    child: int, folder: Path, seconds: float, enough: Callable[[str], bool] | None = None
+) -> Ended:
     """Wait for a child; one that takes longer is killed with all that it started."""
-    began = time.monotonic()
+    began = looked = time.monotonic()
+    log = folder / "log.txt"
     while True:
         found, status, used = os.wait4(child, os.WNOHANG)
-        over = time.monotonic() - began > seconds
+        now = time.monotonic()
+        over = now - began > seconds
+        if enough is not None and now - looked > 0.5 and log.exists():
+            over, looked = over or enough(log.read_text(errors="replace")), now
         if found or over:
             if not found:
                 kill(child)

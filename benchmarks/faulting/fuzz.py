@@ -228,7 +228,7 @@ def configs(work: Path, out: Path, n: int, seed: int, only: list[str]) -> int:
         else:
             data = checkpoint(data, copy.suffix, draw)
         copy.write_bytes(data)
-        ended = children.run(argv, trial, 20.0, environment=ENVIRONMENT)
+        ended = children.run(argv, trial, SECONDS, environment=ENVIRONMENT, enough=at_work)
         fault = judged(ended)
         row = {
             "seed": seed,
