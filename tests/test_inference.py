@@ -14,7 +14,7 @@ from PIL import Image
 import fewmask
 from fewmask.augment import normalise, to_unit
 from fewmask.checkpoint import read_weights
-from fewmask.inference import edges, load_run, logits_of, overlay, seen
+from fewmask.inference import edges, load_run, logits_of, overlay, seen, strips
 from fewmask.segmentation import Geometry, Segmenter, predicted
 from fewmask.types import Labels, UserError
 
@@ -171,3 +171,18 @@ def test_overlays_tint_and_outline_only_what_was_found() -> None:
     swapped = overlay(pixels, mask, ((9, 9, 9), (0, 0, 0)))
     assert (swapped[mask == 1] == 100).all(), "black is background, whatever its id"
     assert (swapped[mask == 0] != 100).any(axis=1).all()
+
+
+def test_overlays_of_large_pictures_are_drawn_strip_by_strip() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1500, 1300, 3)).astype(np.uint8)
+    mask = rng.integers(0, 3, (1500, 1300)).astype(np.uint8)
+    colours = [(0, 0, 0), (230, 159, 0), (0, 114, 178)]
+    rows = list(strips(mask))
+    assert len(rows) == 2
+    assert np.concatenate([mask[one] for one in rows]).shape == mask.shape
+    drawn = overlay(pixels, mask, colours)
+    # Within a strip's edge a smaller picture of its own shows what the whole one must.
+    border = rows[0].stop
+    own = overlay(pixels[border - 3 : border + 3], mask[border - 3 : border + 3], colours)
+    assert (drawn[border - 2 : border + 2] == own[1:5]).all()

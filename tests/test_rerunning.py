@@ -33,6 +33,29 @@ def test_a_run_comes_out_the_same(
     assert "warning" not in capsys.readouterr().err
 
 
+def test_every_result_says_how_it_was_made(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    pairs, tables = write_pairs(8), {}
+    fewmask.pretrain(images=str(pairs / "images"), out=str(tmp_path / "pre"), **SMALL)
+    for seed in (0, 1):
+        out = tmp_path / f"run{seed}"
+        fewmask.finetune(pairs=str(pairs), out=str(out), seed=seed, **SMALL)
+        tables[out] = json.loads((out / "result.json").read_text())
+    fewmask.evaluate(run=str(tmp_path / "run0"), pairs=str(pairs), out=str(tmp_path / "scores"))
+    for table in (*tables.values(), json.loads((tmp_path / "pre" / "result.json").read_text())):
+        assert table["config"]["size"] == 32
+        assert (table["device"], table["devices"]) == ("cpu", 1)
+        assert table["arithmetic"] in ("32-true", "bf16-mixed")
+        assert {"commit", "processor", "threads"} <= table["made_by"].keys()
+        assert table["fingerprint"]
+    assert len({table["split"] for table in tables.values()}) == 2  # the seed drew another one
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert scores["fingerprint"] == tables[tmp_path / "run0"]["fingerprint"]
+    assert scores["device"] == "cpu"
+    assert scores["made_by"]["torch"]
+
+
 def test_what_differs_is_said(
     tmp_path: Path, write_pairs: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,11 +29,13 @@ from fewmask.inference import (
     own_folder,
     save_legend,
     save_picture,
+    strips,
     trained_hashes,
 )
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, per_class, scores
 from fewmask.progress import Report, progress, silent
+from fewmask.runs import made_by
 from fewmask.segmentation import Geometry, predicted
 from fewmask.settings import EvaluateSettings
 from fewmask.types import IGNORED, EvaluateResult, Labels, UserError
@@ -161,6 +163,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         "n_seen_in_training": result.n_seen_in_training,
         "run": settings.run,
         "pairs": settings.pairs,
+        "fingerprint": pairs.fingerprint(),
+        "device": str(device),
+        "made_by": made_by(),
     }
     write_json_atomic(out / "metrics.json", table)
     return result
@@ -272,12 +277,21 @@ def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -
     truth is ignored. More: the image in pale grey, and in the colour of the class that was
     predicted where that is wrong.
     """
+    drawn = np.empty_like(pixels)
+    for rows in strips(mask):
+        drawn[rows] = _errors(pixels[rows], truth[rows], mask[rows], labels)
+    return Image.fromarray(drawn)
+
+
+def _errors(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -> Pixels:
+    """`error_overlay` of some rows."""
     if labels.n_classes > 2:
         grey = (pixels @ np.array([0.299, 0.587, 0.114]))[..., None].repeat(3, axis=2)
         pale = 0.5 * grey + 0.5 * 255
         painted = np.array(classes.colours(labels), np.uint8)[mask]
         wrong = ((truth != IGNORED) & (truth != mask))[..., None]
-        return Image.fromarray(np.where(wrong, 0.15 * grey + 0.85 * painted, pale).astype(np.uint8))
+        mixed = np.where(wrong, 0.15 * grey + 0.85 * painted, pale)
+        return np.asarray(mixed, np.uint8)
     colours = np.zeros((*mask.shape, 3), np.float32)
     known = truth != IGNORED
     states = (
@@ -291,4 +305,4 @@ def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -
         colours[where] = colour
         tint |= where
     mixed = np.where(tint[..., None], 0.5 * pixels + 0.5 * colours, pixels)
-    return Image.fromarray(mixed.astype(np.uint8))
+    return np.asarray(mixed, np.uint8)

@@ -213,11 +213,21 @@ def save_mask(path: Path, mask: Pixels) -> None:
 
 def overlay(pixels: Pixels, mask: Pixels, colours: Sequence[Colour]) -> Pixels:
     """The image uint8 [H,W,3] with each class tinted and outlined in its colour, but for black."""
-    painted = np.array(colours, np.uint8)[mask]
-    inside: NDArray[np.bool_] = np.any(painted, axis=2)
-    tinted = np.where(inside[..., None], 0.55 * pixels + 0.45 * painted, pixels).astype(np.uint8)
-    drawn = edges(mask) & inside
-    return np.where(drawn[..., None], painted, tinted).astype(np.uint8)
+    palette, outlined, drawn = np.array(colours, np.uint8), edges(mask), np.empty_like(pixels)
+    for rows in strips(mask):
+        painted = palette[mask[rows]]
+        inside = np.any(painted, axis=2, keepdims=True)
+        tinted = np.where(inside, 0.55 * pixels[rows] + 0.45 * painted, pixels[rows])
+        drawn[rows] = np.where(outlined[rows][..., None] & inside, painted, tinted)
+    return drawn
+
+
+def strips(mask: Pixels) -> Iterator[slice]:
+    """The rows of a picture [H,W], about a million pixels at once: pictures of a hundred million
+    have no room for a number a pixel."""
+    height, width = mask.shape
+    step = max(1, (1 << 20) // max(1, width))
+    return (slice(first, first + step) for first in range(0, height, step))
 
 
 def save_legend(path: Path, labels: Labels, *more: tuple[str, Colour]) -> None:
@@ -236,10 +246,9 @@ def save_legend(path: Path, labels: Labels, *more: tuple[str, Colour]) -> None:
 
 
 def edges(mask: Pixels) -> NDArray[np.bool_]:
-    """Pixels that touch another class."""
-    padded = np.pad(mask, 1, mode="edge")
-    centre = padded[1:-1, 1:-1]
-    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    touching = np.any([centre != side for side in around], axis=0)
-    found: NDArray[np.bool_] = touching
+    """Pixels that touch another class, above, below or beside them."""
+    found = np.zeros(mask.shape, bool)
+    for one, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        found[one] |= mask[one] != mask[other]
+        found[:, one] |= mask[:, one] != mask[:, other]
     return found

@@ -59,6 +59,7 @@ def run_cell(study: Study, cell: Cell) -> None:
         "whole": budget.whole,
         **_tested(study, segmenter, settings),
         "fingerprint": study.prepared.pairs.fingerprint(),
+        "split": workflows.split_name(workflows.split_of(study.prepared, budget)),
         "device": str(study.fabric.device),
         "arithmetic": study.fabric._precision.precision,  # precision is a score here
         "start": study.starts[cell.arm.name],

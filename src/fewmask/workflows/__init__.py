@@ -6,6 +6,8 @@ from fewmask.workflows.finetuning import (
     mask_options,
     prepare,
     save_run,
+    split_name,
+    split_of,
     start_model,
     train,
 )
@@ -19,6 +21,8 @@ __all__ = [
     "prepare",
     "pretrain",
     "save_run",
+    "split_name",
+    "split_of",
     "start_model",
     "train",
     "try_pretraining",

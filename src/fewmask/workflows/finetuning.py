@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
 from fewmask.types import FinetuneResult, Labels, Transfer, UserError
 from fewmask.workflows.classes import class_weights, unseen
-from fewmask.workflows.launching import launch, say, say_batch, say_finished
+from fewmask.workflows.launching import launch, provenance, say, say_batch, say_finished
 from fewmask.workflows.validation import Validation
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ def _finetune(fabric: Fabric, settings: FinetuneSettings) -> FinetuneResult:
             result,
             key=key,
             fingerprint=prepared.pairs.fingerprint(),
+            split=split_name(split_of(prepared, budget)),
             compiled=fitted.compiled,
+            **provenance(fabric, settings),
         )
     return result
 
@@ -269,6 +272,20 @@ def _optimisation(settings: FinetuneSettings) -> Optimisation:
     )
 
 
+def split_of(prepared: Prepared, budget: Budget) -> dict[str, list[dict[str, str]]]:
+    """The pairs that train and those that validate, by name and by their pictures' hashes."""
+    items, hashes = prepared.pairs.items, prepared.checked.hashes
+    return {
+        part: [{"name": items[row].name, "image": hashes[row]} for row in rows]
+        for part, rows in (("train", budget.train), ("val", budget.val))
+    }
+
+
+def split_name(split: dict[str, list[dict[str, str]]]) -> str:
+    """A name for the content of a split."""
+    return blake2b(json.dumps(split).encode(), digest_size=16).hexdigest()
+
+
 def save_run(
     settings: FinetuneSettings,
     segmenter: Segmenter,
@@ -279,11 +296,7 @@ def save_run(
     """Everything of a fine-tuning run's folder but result.json."""
     out = Path(settings.out)
     geometry = Geometry(settings.size, settings.resize)
-    items, hashes = prepared.pairs.items, prepared.checked.hashes
-    named = {
-        part: [{"name": items[row].name, "image": hashes[row]} for row in rows]
-        for part, rows in (("train", budget.train), ("val", budget.val))
-    }
+    named = split_of(prepared, budget)
     table = prepared.pairs.table
     options = {"src": settings.pairs, **asdict(mask_options(settings))}
     options["table"] = table and list(table.names)

@@ -49,6 +49,16 @@ def say_batch(fabric: Fabric, stream: Stream, what: str) -> None:
         say(fabric, f"warning: --batch-size {asked} {why}; batches hold {stream.size}")
 
 
+def provenance(fabric: Fabric, settings: Any) -> dict[str, Any]:
+    """What result.json says of how a run was made, beside the data, the versions and the commit."""
+    return {
+        "config": config_of(settings),
+        "device": str(fabric.device),
+        "devices": fabric.world_size,
+        "arithmetic": fabric._precision.precision,
+    }
+
+
 def launch(
     settings: Trainable,
     begun: Callable[[], AbstractContextManager[Result | None]],

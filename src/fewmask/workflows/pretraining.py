@@ -32,7 +32,7 @@ from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_oth
 from fewmask.settings import PRETRAIN_EPOCHS, PretrainSettings
 from fewmask.training import Check, Run, fit
 from fewmask.types import PretrainResult, Transfer, UserError
-from fewmask.workflows.launching import launch, say, say_batch, say_finished
+from fewmask.workflows.launching import launch, provenance, say, say_batch, say_finished
 from fewmask.workflows.watching import TIMES, Watch, probe_pairs
 
 if TYPE_CHECKING:
@@ -248,6 +248,7 @@ def _pretrain(
             compiled=fitted.compiled,
             start=watch.start,
             last=last,
+            **provenance(fabric, settings),
         )
     return result
 
