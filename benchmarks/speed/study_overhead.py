@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", default=["study", "alone"], choices=("study", "alone"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     a = parser.parse_args()
     path = a.out / f"study_overhead-{a.device}.json"
@@ -84,7 +85,7 @@ def one_round(a: argparse.Namespace, work: Path) -> dict[str, float]:
     plan.write_text(PLAN.format(**{k: json.dumps(v) for k, v in vars(a).items() if k != "out"}))
     whole = {"study": lambda: studied(a, plan, work), "alone": lambda: alone(a, work)}
     found: dict[str, float] = {}
-    for name in random.sample(list(whole), 2):
+    for name in random.sample(a.ways, len(a.ways)):
         found |= whole[name]()
     return found
 
@@ -128,15 +129,19 @@ def write_table(record: dict[str, Any], path: Path) -> None:
         ["wall seconds of its trainings", measuring.interval(r["trained"] for r in rounds).words()],
         ["overhead, share of the study", measuring.interval(overhead).words(".1f", " %")],
     ]
-    for what in ("cpu", "wall"):
+    beyond = [r["study_wall"] - r["trained"] for r in rounds]
+    rows.append(["wall seconds beyond them", measuring.interval(beyond).words(".1f")])
+    rounds = [r for r in rounds if "alone_cpu" in r]
+    for what in ("cpu", "wall") if rounds else ():
         found = measuring.ratio(
             *([r[f"{name}_{what}"] for r in rounds] for name in ("study", "alone"))
         )
         kind = {"cpu": "CPU", "wall": "wall"}[what]
         rows.append([f"{kind} seconds, study over commands alone", f"{found.words()} x"])
     runs = (
-        f"{rounds[0]['runs']} trainings, {setting['encoder']}, {setting['size']} px, "
-        f"{len(rounds)} rounds, {setting['gpu'] or setting['processor']}"
+        f"{record['rounds'][0]['runs']} trainings of {setting['steps']} steps "
+        f"({setting['pretrain_steps']} of pre-training), {setting['encoder']}, "
+        f"{setting['size']} px, {len(record['rounds'])} rounds, {setting['gpu'] or setting['processor']}"
     )
     path.write_text(measuring.table([runs, "mean (95 %)"], rows))
 
