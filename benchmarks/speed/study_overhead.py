@@ -141,7 +141,8 @@ def write_table(record: dict[str, Any], path: Path) -> None:
     runs = (
         f"{record['rounds'][0]['runs']} trainings of {setting['steps']} steps "
         f"({setting['pretrain_steps']} of pre-training), {setting['encoder']}, "
-        f"{setting['size']} px, {len(record['rounds'])} rounds, {setting['gpu'] or setting['processor']}"
+        f"{setting['size']} px, {len(record['rounds'])} rounds, "
+        f"{setting['gpu'] or setting['processor']}"
     )
     path.write_text(measuring.table([runs, "mean (95 %)"], rows))
 
