@@ -114,6 +114,11 @@ def test_confusion_refuses_what_it_would_miscount(bad: str) -> None:
         confusion(labels, predicted, 2)
 
 
+def test_what_is_predicted_where_labels_are_ignored_is_of_no_account() -> None:
+    labels, predicted = np.array([[0, 1, IGNORED]], np.uint8), np.array([[0, 1, 9]], np.uint8)
+    assert confusion(labels, predicted, 2).tolist() == [[1, 0], [0, 1]]
+
+
 def test_an_undefined_score_is_none_not_one_or_zero() -> None:
     empty = np.zeros((2, 2), np.int64)
     assert set(scores(empty).values()) == {None}
@@ -167,6 +172,13 @@ def test_a_second_reading_is_scored_beside_the_first() -> None:
     dataset, mean, _ = aggregate(found, ("ground", "pet"))
     assert dataset["iou_border_foreground"] == pytest.approx(51 / 55)
     assert mean["iou_border_foreground"] == pytest.approx((1 + 0.2) / 2)
+
+
+def test_one_image_is_a_data_set() -> None:
+    only = image("a", [[50, 10], [0, 40]], 0.1, np.array([[50, 0], [0, 50]]))
+    dataset, mean, _ = aggregate([only], ("ground", "pet"))
+    assert dataset["iou_border_foreground"] == mean["iou_border_foreground"] == 1
+    assert dataset["iou"] == mean["iou"] == pytest.approx(0.8)
 
 
 def test_no_image_at_all_is_undefined() -> None:
