@@ -117,6 +117,21 @@ def test_parts_of_a_batch_get_the_views_of_the_whole() -> None:
     assert not torch.allclose(whole, random_views(images, 24, Views(), generator(1)))
 
 
+@pytest.mark.parametrize("crop_min", [0.01, 0.3])
+def test_crops_by_themselves_are_the_crops_of_the_batch(
+    crop_min: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a CPU leaves out for large views has no weight: enlarged, shrunk, at the border."""
+    images = torch.cat([pictures(12, 20, 33), pictures(12, 20, 33)])
+    valid = torch.cat([torch.tensor([[20, 33]]).expand(12, 2), torch.randint(2, 21, (12, 2))])
+    views = Views(crop_min=crop_min)
+    found = []
+    for least in (1, 10_000):
+        monkeypatch.setattr(augment, "_WINDOWED", least)
+        found.append(random_views(images, 24, views, generator(), valid=valid))
+    assert torch.allclose(*found, atol=1e-6)
+
+
 def test_views_are_float32_under_autocast_and_in_range() -> None:
     images = pictures(30, 48, 40)
     plain = random_views(images, 24, Views(), generator())

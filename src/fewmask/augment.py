@@ -12,6 +12,7 @@ an image's whole colour change is one 3x4 matrix (`_colour_matrices`), applied i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ STD = (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's "L" and torchvision's greyscale
 _CACHED = 1 << 16  # pixels: a CPU works in pieces of about this size, which stay in its cache
 _FEWEST = 16  # images in such a piece, so that the price of calling PyTorch is shared
+_WINDOWED = 80
+"""Pixels of a view's side from which a CPU works on each crop by itself: fewer pixels are touched
+(96 px: 16 % faster, 224 px: 23 %), but there is a price of calling PyTorch for each image."""
 _TRIES = 10  # crops drawn per image before the largest fitting one is taken, as in Inception's code
 
 
@@ -161,20 +165,67 @@ def _make_views(images: Tensor, draws: Tensor, valid: Tensor, views: Views, out:
     crop, flip, colour, blur = torch.split(draws, [2 * _TRIES + 2, 1, 6, 2], dim=1)
     top, left, tall, wide = _crops(crop, valid, views)
     flipped = flip[:, 0] < views.flip
-    left, wide = torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide)
+    start, extent = torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide)
     rows = _resampling(top, tall, valid[:, 0], size, height)
-    columns = _resampling(left, wide, valid[:, 1], size, width)
+    columns = _resampling(start, extent, valid[:, 1], size, width)
+    kernels = None
     if views.blur > 0 and size >= 20:  # the kernel of a smaller view is one pixel wide
         kernels = _blurring(blur, views, size)
+    if images.device.type == "cpu" and size >= _WINDOWED:
+        down = _reached(top, tall, valid[:, 0], size)
+        across = _reached(left, wide, valid[:, 1], size)
+        windows = zip(*down, *across, strict=True)
+        blurred = (blur[:, 0] < views.blur).tolist()
+        own = [None if kernels is None or not one else kernels[i] for i, one in enumerate(blurred)]
+        planes = _one_by_one(images, rows, columns, own, windows)
+    else:
+        planes = _all_at_once(images, rows, columns, kernels)
+    planes = planes.view(n, size, 3, size).transpose(1, 2).reshape(n, 3, size * size)
+    matrix, offset = _colour_matrices(colour, planes.mean(2), views)
+    torch.baddbmm(offset, matrix, planes, out=out.view(n, 3, size * size))
+    out.clamp_(0, 1)
+
+
+def _all_at_once(images: Tensor, rows: Tensor, columns: Tensor, kernels: Tensor | None) -> Tensor:
+    """images [B,3,H,W] resampled and blurred, [B,s*3,s]: rows of the view, its channels within."""
+    n, _, height, width = images.shape
+    if kernels is not None:
         rows, columns = kernels @ rows, kernels @ columns
     # [B,H,3,W], so that both products take the memory as it lies.
     pixels = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     pixels = rows @ pixels.reshape(n, height, 3 * width)
-    pixels = pixels.view(n, size * 3, width) @ columns.transpose(1, 2)
-    planes = pixels.view(n, size, 3, size).transpose(1, 2).reshape(n, 3, size * size)
-    matrix, offset = _colour_matrices(colour, planes.mean(2), views)
-    torch.baddbmm(offset, matrix, planes, out=out.view(n, 3, size * size))
-    out.clamp_(0, 1)
+    return pixels.view(n, -1, width) @ columns.transpose(1, 2)
+
+
+def _one_by_one(
+    images: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    kernels: Sequence[Tensor | None],
+    windows: Iterable[tuple[int, int, int, int]],
+) -> Tensor:
+    """As `_all_at_once`, of each image only what its crop reaches: top, bottom, left and right."""
+    n, size, _ = rows.shape
+    found = torch.empty(n, size * 3, size)
+    for i, (top, bottom, left, right) in enumerate(windows):
+        pixels = images[i, :, top:bottom, left:right].transpose(0, 1)
+        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        down, across, kernel = rows[i, :, top:bottom], columns[i, :, left:right], kernels[i]
+        if kernel is not None:
+            down, across = kernel @ down, kernel @ across
+        pixels = down @ pixels.reshape(bottom - top, -1)
+        torch.mm(pixels.view(size * 3, -1), across.T, out=found[i])
+    return found
+
+
+def _reached(
+    origin: Tensor, extent: Tensor, valid: Tensor, size: int
+) -> tuple[list[int], list[int]]:
+    """First and behind-the-last pixel that `_resampling` gives a weight, of each image."""
+    reach = (extent / size).clamp(min=1)
+    first = (origin - reach).floor().clamp(min=0)
+    last = torch.minimum((origin + extent + reach).ceil(), valid)
+    return first.int().tolist(), last.int().tolist()
 
 
 def _crops(draws: Tensor, valid: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
