@@ -73,5 +73,7 @@ def test_padding_is_not_looked_at_and_rows_keep_their_order() -> None:
     other.images[0, 30:] = 0
     other.images[1, :, 20:] = 255
     assert torch.equal(weak_features(other, [1, 0]), found)
-    assert torch.allclose(weak_features(cache, [0])[0], found[1], atol=1e-6)  # batches of other sizes
+    assert torch.allclose(
+        weak_features(cache, [0])[0], found[1], atol=1e-6
+    )  # batches of other sizes
     assert weak_features(cache, []).shape == (0, 176)

@@ -67,5 +67,4 @@ def pooled_inside(features: Tensor, inside: Tensor) -> Tensor:
         cells = torch.arange(n, device=features.device)
         weight = (inside[:, axis : axis + 1] * n - cells).clamp(0, 1)
         weights.append(weight / weight.sum(dim=1, keepdim=True))
-    with torch.autocast(features.device.type, enabled=False):  # a mean in bf16 would be rounded
-        return torch.einsum("bdhw,bh,bw->bd", features.float(), weights[0], weights[1])
+    return torch.einsum("bdhw,bh,bw->bd", features.float(), weights[0], weights[1])
