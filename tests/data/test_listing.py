@@ -110,6 +110,24 @@ def test_a_folder_that_was_changed_this_moment_is_not_kept(pool: Path, write_ima
     assert not (cache_root() / "listings").exists()
 
 
+def test_a_fingerprint_is_kept_until_a_file_changes(
+    pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = walk(pool)[0].fingerprint()
+
+    def read(*_: object) -> str:
+        raise AssertionError("the files are read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "content_name", read)
+        assert walk(pool)[0].fingerprint() == before
+    path = next(pool.rglob("*.png"))
+    told = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # as long as before
+    os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns + 1))
+    assert FileList(str(pool), listing._listed(str(pool))).fingerprint() != before
+
+
 def test_a_torn_listing_is_made_anew(pool: Path) -> None:
     walk(pool)
     (place,) = (path for path in (cache_root() / "listings").iterdir() if path.is_dir())

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fewmask.data.items import ImageFile, content_name
 from fewmask.data.place import cache_root, locked
+from fewmask.files import write_text_atomic
 from fewmask.types import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
@@ -125,14 +126,13 @@ class FileList(Sequence[ImageFile]):
         return digest.digest()
 
     def fingerprint(self) -> str:
-        """As `fewmask.data.items.fingerprint`; of a kept listing it is kept as well."""
-        place = self._kept / "fingerprint" if self._kept else None
-        if place is not None and place.exists():
+        """As `fewmask.data.items.fingerprint`; kept for as long as names, sizes and times stay."""
+        place = cache_root() / "fingerprints" / self.stamp().hex()
+        with suppress(OSError):
             return place.read_text(encoding="ascii")
         found = content_name(self, self.names(), self.table.sizes.tolist())
-        if place is not None:
-            with suppress(OSError):
-                place.write_text(found, encoding="ascii")
+        with suppress(OSError, UserError):  # without a cache it is computed anew each time
+            write_text_atomic(place, found)
         return found
 
 
