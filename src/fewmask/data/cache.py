@@ -23,7 +23,7 @@ from fewmask.data.items import ImageItem, small_image
 from fewmask.data.listing import FileList
 from fewmask.data.place import cache_root, locked
 from fewmask.data.sources import ImageSet, PairSet
-from fewmask.data.store import Rows, Taken, refuse_too_many
+from fewmask.data.store import Names, Rows, Taken, refuse_too_many
 from fewmask.types import Labels, Resize, UserError
 
 FORMAT = "3"
@@ -100,7 +100,7 @@ def cached_images(
         return pixels, valid, None
 
     key = stamps(images.items, "images", str(size), resize)
-    names = [item.name for item in images.items]
+    names = list(Names(images.items))
     cache = _cached(_Job(cache_root() / key, names, size, False, decode, workers), progress)
     refuse_too_many(images.src, cache.skipped, len(names))
     return cache

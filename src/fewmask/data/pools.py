@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fewmask.data.cache import ImageCache, Report, cached_images
 from fewmask.data.images import Undecodable
 from fewmask.data.sources import ImageSet
-from fewmask.data.store import ImageStore, OnDemand
+from fewmask.data.store import ImageStore, Names, OnDemand
 from fewmask.types import Resize
 
 CACHED_IMAGES = 100_000
@@ -78,5 +78,5 @@ def pool_labels(images: ImageSet, store: ImageStore) -> NDArray[np.int64] | None
         return None
     if isinstance(store, OnDemand):
         return np.array(images.labels, np.int64)
-    labels = {item.name: label for item, label in zip(images.items, images.labels, strict=True)}
+    labels = dict(zip(Names(images.items), images.labels, strict=True))
     return np.array([labels[name] for name in store.names], np.int64)

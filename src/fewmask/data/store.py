@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -117,6 +117,10 @@ class Names(Sequence[str]):
             return [item.name for item in self._items[row]]
         items = self._items
         return items.name(row) if isinstance(items, FileList) else items[row].name
+
+    def __iter__(self) -> Iterator[str]:
+        items = self._items
+        return items.names() if isinstance(items, FileList) else (item.name for item in items)
 
 
 def refuse_too_many(src: str, skipped: Sequence[str], n: int) -> None:
