@@ -39,6 +39,7 @@ bench: setup
 	$(BENCH)/finetuning.py --rounds 5
 	$(BENCH)/finetuning.py --rounds 3 --encoder densenet121
 	$(BENCH)/simclr.py --rounds 10
+	$(BENCH)/limit.py
 	$(BENCH)/startup.py --rounds 3 --at "$${TMPDIR:-/tmp}/fewmask-bench"
 	$(BENCH)/study_overhead.py --rounds 3
 	$(BENCH)/scaling.py --rounds 3

@@ -131,3 +131,28 @@ def test_a_finished_run_does_not_answer_for_other_masks(
     Image.fromarray(1 - np.asarray(Image.open(path))).save(path)
     with pytest.raises(UserError, match="finished with other images, masks"):
         fewmask.finetune(pairs=str(pairs), out=str(run), **small)
+
+
+def test_weights_that_cannot_be_read_cost_no_earlier_scores(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    pairs, run, out = write_pairs(6), tmp_path / "run", tmp_path / "scores"
+    fewmask.finetune(
+        pairs=str(pairs), out=str(run), encoder="resnet18", size=32, steps=1, batch_size=4
+    )
+    fewmask.evaluate(run=str(run), pairs=str(pairs), out=str(out))
+    before = sorted(path.name for path in out.rglob("*"))
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    commands = {
+        "evaluate": {"run": str(run), "pairs": str(pairs), "out": str(out)},
+        "export": {"run": str(run), "out": str(tmp_path / "new" / "model.pt2")},
+        "predict": {"run": str(run), "paths": (str(pairs / "images"),), "out": str(tmp_path / "p")},
+        "suggest": {"images": str(pairs / "images"), "run": str(run), "budget": 2,
+                    "out": str(tmp_path / "s")},
+    }  # fmt: skip
+    for command, settings in commands.items():
+        with pytest.raises(UserError, match=r"model\.safetensors|cannot be read"):
+            getattr(fewmask, command)(**settings)
+    assert sorted(path.name for path in out.rglob("*")) == before
+    assert not [path for path in tmp_path.iterdir() if path.name in ("new", "p", "s")]

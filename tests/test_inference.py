@@ -14,7 +14,8 @@ from PIL import Image
 import fewmask
 from fewmask.augment import normalise, to_unit
 from fewmask.checkpoint import read_weights
-from fewmask.inference import edges, load_run, logits_of, overlay, seen, strips
+from fewmask.inference import frame, load_run, logits_of
+from fewmask.overlays import edges, overlay, strips
 from fewmask.segmentation import Geometry, Segmenter, predicted
 from fewmask.types import Labels, UserError
 
@@ -41,7 +42,7 @@ def test_any_size_gives_logits_of_its_own_size(height: int, width: int) -> None:
     segmenter = Segmenter("resnet18", "unet", TWO).eval()
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     for resize in ("square", "keep"):
-        given = seen(image, Geometry(40, resize))  # type: ignore[arg-type]
+        given = frame(image, Geometry(40, resize))  # type: ignore[arg-type]
         ((pixels, found),) = logits_of(segmenter, [given], torch.device("cpu"))
         assert pixels is image
         assert found.shape == (1, height, width)
@@ -55,7 +56,7 @@ def test_what_the_network_s_stride_fits_is_left_as_it_is() -> None:
     unit = to_unit(torch.from_numpy(image).permute(2, 0, 1)[None])
     with torch.inference_mode():
         wanted = segmenter.network(normalise(unit))[0]
-    given = seen(image, Geometry(32, "square"))
+    given = frame(image, Geometry(32, "square"))
     _, found = next(logits_of(segmenter, [given], torch.device("cpu")))
     assert torch.allclose(found, wanted, atol=1e-5)
 

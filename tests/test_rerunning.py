@@ -53,7 +53,9 @@ def test_every_result_says_how_it_was_made(
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert scores["fingerprint"] == tables[tmp_path / "run0"]["fingerprint"]
     assert scores["device"] == "cpu"
-    assert scores["made_by"]["torch"]
+    assert scores["config"]["pairs"] == str(pairs)
+    assert scores["versions"]["torch"]
+    assert "commit" in scores["made_by"]
 
 
 def test_what_differs_is_said(

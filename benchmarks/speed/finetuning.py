@@ -33,7 +33,7 @@ import numpy as np
 OURS, OURS_32 = "fewmask", "fewmask, 32 bit"
 EXAMPLE, ALIKE = "smp's example", "smp, as fewmask"
 WAYS = (OURS, OURS_32, EXAMPLE, ALIKE)
-NEEDS = dict.fromkeys((EXAMPLE, ALIKE), ("albumentations", "cv2"))
+NEEDS = dict.fromkeys((EXAMPLE, ALIKE), ("albumentations", "cv2", "pytorch_lightning"))
 PACKAGES = (
     "segmentation-models-pytorch",
     "pytorch-lightning",

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -75,9 +76,10 @@ def main() -> None:
     ways = measuring.there([*PEERS, *WAYS], NEEDS)
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEWMASK_CACHE"] = f"{work}/cache"  # what is made ready is made here
-        ready = made_ready(arguments, ways, Path(work))
+        ready = made_ready(arguments, ways, Path(work))  # in every sitting: its cache is new
         record.setdefault("ready", ready)
-        record.setdefault("start", started(arguments, ways, Path(work)))
+        if "start" not in record:
+            record["start"] = started(arguments, ways, Path(work))
         for _ in range(arguments.rounds):
             record["rounds"].append(one_round(arguments, ways, Path(work)))
             measuring.save(path, record)
@@ -87,11 +89,10 @@ def main() -> None:
 def some(images: str, n: int, folder: Path) -> str:
     """A folder of links to some of the pictures."""
     files = sorted(path for path in Path(images).rglob("*") if path.is_file())
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for place in np.linspace(0, len(files) - 1, n).astype(int):
-        link = folder / files[place].name
-        if not link.exists():
-            link.symlink_to(files[place].absolute())
+        (folder / files[place].name).symlink_to(files[place].absolute())
     return str(folder)
 
 
@@ -133,7 +134,7 @@ def command(arguments: argparse.Namespace, way: str, images: str, out: Path) -> 
 def made_ready(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[str, Any]:
     """The first run of each way, whose engine may have to be made; what it says of itself."""
     found = {}
-    for number, way in enumerate(way for way in ways if way not in PEERS):
+    for number, way in enumerate([way for way in ways if way not in PEERS]):
         out = work / f"ready{number}"
         ran = measuring.timed(command(arguments, way, arguments.images, out))
         said = [
@@ -147,7 +148,7 @@ def started(arguments: argparse.Namespace, ways: list[str], work: Path) -> dict[
     """CPU seconds of each way for a single picture, what it needs being ready."""
     one = work / "one"
     one.mkdir()
-    first = min(path for path in Path(arguments.images).rglob("*.jpg"))
+    first = min(path for path in Path(arguments.images).rglob("*") if path.is_file())
     (one / first.name).write_bytes(first.read_bytes())
     found = {}
     for number, way in enumerate(

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", default=["study", "alone"], choices=("study", "alone"))
+    parser.add_argument("--only-study", action="store_true", help="not its commands one by one")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     a = parser.parse_args()
     path = a.out / f"study_overhead-{a.device}.json"
@@ -85,7 +85,9 @@ def one_round(a: argparse.Namespace, work: Path) -> dict[str, float]:
     plan.write_text(PLAN.format(**{k: json.dumps(v) for k, v in vars(a).items() if k != "out"}))
     whole = {"study": lambda: studied(a, plan, work), "alone": lambda: alone(a, work)}
     found: dict[str, float] = {}
-    for name in random.sample(a.ways, len(a.ways)):
+    if a.only_study:
+        del whole["alone"]
+    for name in random.sample(list(whole), len(whole)):
         found |= whole[name]()
     return found
 

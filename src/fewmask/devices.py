@@ -69,7 +69,8 @@ def make_fabric(device: str, devices: int, precision: str, started: Launch | Non
 def without(package: str) -> Iterator[None]:
     """A block that imports what would import a package only to ask for its version.
 
-    Of torchmetrics that costs four seconds; Fabric has it for a callback that is not used here.
+    Of torchmetrics that costs four seconds. Fabric asks for a callback that is not used here (its
+    SpikeDetection, which then says in this process that torchmetrics is missing).
     """
     if package in sys.modules:
         yield
@@ -100,7 +101,9 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of malloc.h
+BLOCKS = (1 << 30, 1 << 25)
+"""Bytes up to which a block is kept: the second is the most that older versions of glibc allow."""
 KEPT_BYTES = 1 << 30
 
 
@@ -108,13 +111,15 @@ def keep_freed_memory() -> None:
     """Have glibc keep large blocks for the next step instead of giving them back to the system.
 
     Each step's maps are as large as the last one's; got anew they are zeroed page by page, which
-    was 6 to 14 % of the time of a step, and more of a prediction. Up to 1 GiB that is free stays
-    with the process. Does nothing where there is another malloc.
+    was 6 to 11 % of the time of a step, and more of a prediction. It holds for the whole process:
+    of what was freed, 1 GiB at the end of the heap, and all that lies below what is still in use,
+    stays with it. Does nothing where there is another malloc.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+        # Any threshold ends glibc's own adapting of them, so the one without the other would harm.
+        if any(mallopt(MMAP_THRESHOLD, most) for most in BLOCKS):
+            mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _picked(device: str) -> torch.device:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from fewmask.data import classes, pets
+from fewmask.data import pets
 from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.classes import UNKNOWN, of_run
 from fewmask.data.sources import MaskOptions, Pair, PairSet, open_pairs
@@ -29,13 +28,13 @@ from fewmask.inference import (
     own_folder,
     save_legend,
     save_picture,
-    strips,
     trained_hashes,
 )
 from fewmask.losses import cross_entropy, focal, soft_dice
 from fewmask.metrics import DEFINITIONS, ImageScores, aggregate, confusion, per_class, scores
+from fewmask.overlays import LEFT_OUT, error_overlay
 from fewmask.progress import Report, progress, silent
-from fewmask.runs import made_by
+from fewmask.runs import config_of, made_by, versions
 from fewmask.segmentation import Geometry, predicted
 from fewmask.settings import EvaluateSettings
 from fewmask.types import IGNORED, EvaluateResult, Labels, UserError
@@ -164,8 +163,10 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         "run": settings.run,
         "pairs": settings.pairs,
         "fingerprint": pairs.fingerprint(),
+        "config": config_of(settings),
         "device": str(device),
-        "made_by": made_by(),
+        "versions": versions(),
+        "made_by": {k: v for k, v in made_by().items() if k not in versions()},
     }
     write_json_atomic(out / "metrics.json", table)
     return result
@@ -265,44 +266,3 @@ def _counts(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
     right, found, there = np.diag(matrix), matrix.sum(0), matrix.sum(1)
     counts = {"tp": right, "fp": found - right, "fn": there - right}
     return {f"{of}_{name}": int(counts[of][k]) for k, name in enumerate(names) for of in counts}
-
-
-RIGHT, ADDED, MISSED, LEFT_OUT = (0, 158, 115), (230, 97, 1), (0, 114, 178), (200, 200, 200)
-
-
-def error_overlay(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -> Image.Image:
-    """The image [H,W,3] with what is right and wrong in the predicted mask [H,W].
-
-    Two classes: what was found in green, wrongly added in orange, missed in blue, grey where the
-    truth is ignored. More: the image in pale grey, and in the colour of the class that was
-    predicted where that is wrong.
-    """
-    drawn = np.empty_like(pixels)
-    for rows in strips(mask):
-        drawn[rows] = _errors(pixels[rows], truth[rows], mask[rows], labels)
-    return Image.fromarray(drawn)
-
-
-def _errors(pixels: Pixels, truth: Pixels, mask: Pixels, labels: Labels) -> Pixels:
-    """`error_overlay` of some rows."""
-    if labels.n_classes > 2:
-        grey = (pixels @ np.array([0.299, 0.587, 0.114]))[..., None].repeat(3, axis=2)
-        pale = 0.5 * grey + 0.5 * 255
-        painted = np.array(classes.colours(labels), np.uint8)[mask]
-        wrong = ((truth != IGNORED) & (truth != mask))[..., None]
-        mixed = np.where(wrong, 0.15 * grey + 0.85 * painted, pale)
-        return np.asarray(mixed, np.uint8)
-    colours = np.zeros((*mask.shape, 3), np.float32)
-    known = truth != IGNORED
-    states = (
-        (known & (truth > 0) & (truth == mask), RIGHT),
-        (known & (mask > 0) & (truth != mask), ADDED),
-        (known & (truth > 0) & (mask == 0), MISSED),
-        (~known, LEFT_OUT),
-    )
-    tint = np.zeros(mask.shape, bool)
-    for where, colour in states:
-        colours[where] = colour
-        tint |= where
-    mixed = np.where(tint[..., None], 0.5 * pixels + 0.5 * colours, pixels)
-    return np.asarray(mixed, np.uint8)

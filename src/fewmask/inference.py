@@ -26,7 +26,7 @@ from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
 from fewmask.data.items import ImageItem
 from fewmask.files import reading, write_bytes_atomic
-from fewmask.segmentation import Geometry, Segmenter, predicted, rebuild, told
+from fewmask.segmentation import Geometry, Segmenter, described_by, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError
 
 Pixels = NDArray[np.uint8]
@@ -36,6 +36,7 @@ PORTION = 4
 """Images that PyTorch takes at once on a CPU: the maps of more fall out of its caches (ResNet-18
 U-Net, 256 px, one core: 10 images/s in fours, 7 in sixteens)."""
 LEGEND = "legend.png"
+_MEND = "Fine-tune the run again"
 
 
 Network = Callable[[Tensor], Tensor]
@@ -71,14 +72,19 @@ class Model:
         return segmenter.to(self.device).eval()
 
 
-_MEND = "Fine-tune the run again"
-
-
 def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
-    """The model of a fine-tuning run, ready to predict.
+    """The model of a fine-tuning run, its network built and ready to predict.
 
-    Raises UserError where the folder is not such a run, or is one that has not finished.
+    Raises UserError where the folder is not such a run, is one that has not finished, or cannot be
+    read.
     """
+    model = open_run(run, device)
+    _ = model.segmenter
+    return model
+
+
+def open_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
+    """As `load_run`, but the network and its weights are left until they are asked for."""
     folder = Path(run)
     if not folder.is_dir():
         raise UserError(f"{run}: no such folder; expected the --out of a fewmask finetune")
@@ -89,7 +95,7 @@ def load_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
         raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
     with reading(folder / "model.json", _MEND):
         described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        _, labels, geometry = told(described)
+        _, labels, geometry = described_by(described)
     return Model(labels, geometry, described, folder, torch.device(device))
 
 
@@ -105,7 +111,7 @@ def trained_hashes(run: Path) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Framed:
     """An image uint8 [H,W,3], as the network sees it uint8 [S,S,3], and the height and width of the
     part of that which is no padding."""
 
@@ -114,13 +120,13 @@ class Seen:
     valid: tuple[int, int]
 
 
-def seen(pixels: Pixels, geometry: Geometry) -> Seen:
+def frame(pixels: Pixels, geometry: Geometry) -> Framed:
     """An image squashed or padded as those were that the network was trained on."""
-    return Seen(pixels, *resize_image(pixels, geometry.size, geometry.resize))
+    return Framed(pixels, *resize_image(pixels, geometry.size, geometry.resize))
 
 
 def logits_of(
-    network: Network, images: Iterable[Seen], device: torch.device
+    network: Network, images: Iterable[Framed], device: torch.device
 ) -> Iterator[tuple[Pixels, Tensor]]:
     """Each image [H,W,3] and its logits [C,H,W], at the image's own resolution, on the CPU.
 
@@ -147,7 +153,7 @@ def logits_of(
 
 
 def _portion(network: Network, device: torch.device) -> int:
-    """Engines divide a batch themselves."""
+    """Images that a network gets at once: of PyTorch's few on a CPU, of engines the whole batch."""
     return PORTION if device.type == "cpu" and isinstance(network, nn.Module) else BATCH
 
 
@@ -175,8 +181,8 @@ def decoded_logits(
 ) -> Iterator[tuple[Pixels, Tensor]]:
     """(image [H,W,3], its logits [C,H,W]) of each item, in order; `workers` threads decode."""
 
-    def decode(item: ImageItem) -> Seen:
-        return seen(item.pixels(), geometry)
+    def decode(item: ImageItem) -> Framed:
+        return frame(item.pixels(), geometry)
 
     return logits_of(network, in_order(decode, items, workers, ahead=BATCH), device)
 
@@ -211,25 +217,6 @@ def save_mask(path: Path, mask: Pixels) -> None:
     save_picture(path, mask)
 
 
-def overlay(pixels: Pixels, mask: Pixels, colours: Sequence[Colour]) -> Pixels:
-    """The image uint8 [H,W,3] with each class tinted and outlined in its colour, but for black."""
-    palette, outlined, drawn = np.array(colours, np.uint8), edges(mask), np.empty_like(pixels)
-    for rows in strips(mask):
-        painted = palette[mask[rows]]
-        inside = np.any(painted, axis=2, keepdims=True)
-        tinted = np.where(inside, 0.55 * pixels[rows] + 0.45 * painted, pixels[rows])
-        drawn[rows] = np.where(outlined[rows][..., None] & inside, painted, tinted)
-    return drawn
-
-
-def strips(mask: Pixels) -> Iterator[slice]:
-    """The rows of a picture [H,W], about a million pixels at once: pictures of a hundred million
-    have no room for a number a pixel."""
-    height, width = mask.shape
-    step = max(1, (1 << 20) // max(1, width))
-    return (slice(first, first + step) for first in range(0, height, step))
-
-
 def save_legend(path: Path, labels: Labels, *more: tuple[str, Colour]) -> None:
     """A PNG of the classes' colours and names, and of `more` of them."""
     named = [*zip(labels.names, classes.colours(labels), strict=True), *more]
@@ -243,12 +230,3 @@ def save_legend(path: Path, labels: Labels, *more: tuple[str, Colour]) -> None:
         draw.rectangle((8, top, 22, top + 14), fill=colour, outline=(128, 128, 128))
         draw.text((32, top + 7), name, fill="black", font=font, anchor="lm")
     save_picture(path, picture)
-
-
-def edges(mask: Pixels) -> NDArray[np.bool_]:
-    """Pixels that touch another class, above, below or beside them."""
-    found = np.zeros(mask.shape, bool)
-    for one, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-        found[one] |= mask[one] != mask[other]
-        found[:, one] |= mask[:, one] != mask[:, other]
-    return found

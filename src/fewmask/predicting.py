@@ -23,17 +23,17 @@ from fewmask.files import write_text_atomic
 from fewmask.inference import (
     BATCH,
     LEGEND,
+    Framed,
     Pixels,
-    Seen,
-    load_run,
+    frame,
     logits_of,
-    overlay,
+    open_run,
     own_folder,
     save_legend,
     save_mask,
     save_picture,
-    seen,
 )
+from fewmask.overlays import overlay
 from fewmask.progress import progress
 from fewmask.runs import config_of
 from fewmask.segmentation import Geometry, predicted
@@ -54,10 +54,10 @@ def predict(settings: PredictSettings) -> PredictResult:
     all others are there.
     """
     by_cpu = settings.int8 or settings.engine in ("onnx", "openvino")
-    device = torch.device("cpu") if by_cpu else pick_device(settings.device)
+    device = pick_device("cpu" if by_cpu else settings.device)
     out = Path(settings.out)
     own_folder(out, {"config.toml", "masks", "overlays", LEGEND})
-    model = load_run(settings.run, device)
+    model = open_run(settings.run, device)
     found = named_images(settings.paths)
     items = [item for _, item in found]
     wanted = Wanted(settings.engine, settings.precision, settings.int8)
@@ -93,12 +93,12 @@ def predict(settings: PredictSettings) -> PredictResult:
 
 def _readable(
     found: Sequence[Named], geometry: Geometry, workers: int | None, faults: list[str]
-) -> Iterator[tuple[str, Seen]]:
+) -> Iterator[tuple[str, Framed]]:
     """(stem, image) of what can be decoded; what cannot is added to `faults`."""
 
-    def decode(one: Named) -> tuple[str, Seen] | Undecodable:
+    def decode(one: Named) -> tuple[str, Framed] | Undecodable:
         try:
-            return one[0], seen(one[1].pixels(), geometry)
+            return one[0], frame(one[1].pixels(), geometry)
         except Undecodable as problem:
             return problem
 
@@ -110,7 +110,7 @@ def _readable(
 
 
 def _masks(
-    engine: Engine, images: Iterator[tuple[str, Seen]], device: torch.device
+    engine: Engine, images: Iterator[tuple[str, Framed]], device: torch.device
 ) -> Iterator[tuple[str, Pixels, Pixels]]:
     """(stem, image [H,W,3], class ids [H,W]) of each image, in order."""
     stems, pictures = tee(images)

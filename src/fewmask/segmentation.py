@@ -78,12 +78,15 @@ class Segmenter(nn.Module):
         """Floating-point operations for one square image, multiplications and additions."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        device = next(self.parameters()).device
-        was_training = self.training
+        images = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
+        modes = {module: module.training for module in self.modules()}
         self.eval()
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            self(torch.zeros(1, 3, size, size, device=device))
-        self.train(was_training)
+        try:
+            with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+                self(images)
+        finally:
+            for module, training in modes.items():
+                module.training = training
         return int(counter.get_total_flops())
 
 
@@ -194,11 +197,11 @@ def rebuild(described: dict[str, Any]) -> tuple[Segmenter, Geometry]:
 
     Raises KeyError, TypeError or ValueError where the table is none that `describe` has made.
     """
-    decoder, labels, geometry = told(described)
+    decoder, labels, geometry = described_by(described)
     return Segmenter(described["encoder"], decoder, labels), geometry
 
 
-def told(described: dict[str, Any]) -> tuple[Decoder, Labels, Geometry]:
+def described_by(described: dict[str, Any]) -> tuple[Decoder, Labels, Geometry]:
     """All that `describe` has told of a model but its network. Raises as `rebuild`."""
     _refuse_unsound(described)
     border = described["border_lut"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fewmask.data import listing
+from fewmask.data.cache import stamps
 from fewmask.data.items import fingerprint
 from fewmask.data.listing import FileList, walk
 from fewmask.data.place import cache_root
@@ -126,6 +127,22 @@ def test_a_fingerprint_is_kept_until_a_file_changes(
     path.write_bytes(path.read_bytes()[:-1] + b"x")  # as long as before
     os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns + 1))
     assert FileList(str(pool), listing._listed(str(pool))).fingerprint() != before
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_cache_s_name_knows_a_picture_that_was_changed_in_its_place(
+    pool: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a kept listing, whose sample has not seen it."""
+    monkeypatch.setattr(listing, "KEPT_FROM", 1 if kept else 1000)
+    monkeypatch.setattr(listing, "SAMPLED", 1)
+    before = stamps(walk(pool)[0], "pool")
+    assert stamps(walk(pool)[0], "pool") == before
+    assert stamps(walk(pool)[0], "another") != before
+    assert (walk(pool)[0]._kept is not None) == kept
+    path = sorted(pool.rglob("*.png"))[5]
+    path.write_bytes(path.read_bytes() + b" ")
+    assert stamps(walk(pool)[0], "pool") != before
 
 
 def test_a_torn_listing_is_made_anew(pool: Path) -> None:

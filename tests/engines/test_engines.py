@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fewmask
+from fewmask.data.sources import open_images
 from fewmask.engines import opening, runtimes
 from fewmask.engines.checking import AccuracyDrop, own_pairs
 from fewmask.engines.opening import flops
@@ -130,15 +131,54 @@ def test_bf16_is_used_where_it_gives_the_same_classes(
     name, found = masks(run, tmp_path / "bf16", engine=engine, precision="auto")
     assert name == f"{engine} bf16"
     assert (found == wanted).mean() > 0.97
-    assert [*(tmp_path / "cache" / "engines").glob("*/bf16.json")]
+    assert len([*(tmp_path / "cache" / "engines").glob("*/bf16.json")]) == 1
+    with monkeypatch.context() as once:  # what was found is kept
+        once.setattr(opening, "agreement", None)
+        assert masks(run, tmp_path / "again", engine=engine, precision="auto")[0] == name
     monkeypatch.setattr(opening, "AGREEMENT", 1.01)
     name, found = masks(run, tmp_path / "refused", engine=engine, precision="auto")
     assert name == engine
     assert (found == wanted).all()
-    assert "note: bf16 gives another class to" in capsys.readouterr().err
+    assert "bf16 gives another class to" in capsys.readouterr().err
     with pytest.raises(UserError, match="Choose --precision 32"):
         masks(run, tmp_path / "asked", engine=engine, precision="bf16")
     assert not (tmp_path / "asked").exists()
+
+
+@libraries
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_bf16_is_another_arithmetic(
+    run: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "openvino" and not opening.computes_bf16("cpu"):
+        pytest.skip("this processor has no bf16, and OpenVINO then computes in 32 bit")
+    monkeypatch.setattr(opening, "AGREEMENT", 0.0)
+    monkeypatch.setattr(opening, "computes_bf16", lambda _: True)
+    items = open_images(str(run.parent / "photos")).items
+    images = torch.rand(2, 3, 32, 32)
+    found = []
+    for precision in ("32", "bf16"):
+        wanted = opening.Wanted(engine, precision)  # type: ignore[arg-type]
+        chosen = opening.open_engine(load_run(run), wanted, items=items, device=torch.device("cpu"))
+        with torch.inference_mode():
+            found.append(chosen.network(images))
+    apart = float((found[0] - found[1]).abs().max() / found[0].std())
+    assert 1e-4 < apart < 0.2
+
+
+@libraries
+def test_a_runtime_that_fails_in_bf16_leaves_32_bit(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(opening, "computes_bf16", lambda _: True)
+    monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))
+
+    def failing(*_: object, **__: object) -> runtimes.Network:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(opening, "compiled", failing)
+    assert masks(run, tmp_path / "out", engine="openvino", precision="auto")[0] == "openvino"
+    assert "no such operation" in capsys.readouterr().err
 
 
 def test_bf16_is_left_where_the_processor_does_not_know_it(
@@ -335,8 +375,9 @@ def test_what_a_library_raises_is_one_line_or_torch(
 def test_engines_of_the_cpu_stay_there(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wanted(_: str) -> torch.device:
-        raise AssertionError("the fastest device was asked for")
+    def wanted(device: str) -> torch.device:
+        assert device == "cpu", "the fastest device was asked for"
+        return torch.device(device)
 
     monkeypatch.setattr("fewmask.predicting.pick_device", wanted)
     assert masks(run, tmp_path / "out", engine="openvino")[0] == "openvino"

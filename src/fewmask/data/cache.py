@@ -69,7 +69,7 @@ def stamps(items: Sequence[ImageItem], *more: str) -> str:
     digest = blake2b(digest_size=16)
     for text in (FORMAT, *more):
         digest.update(text.encode() + b"\0")
-    if isinstance(items, FileList):  # it has looked at each
+    if isinstance(items, FileList):  # the same, without an object for each
         digest.update(items.stamp())
         return digest.hexdigest()
     for item in items:

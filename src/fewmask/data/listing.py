@@ -119,15 +119,28 @@ class FileList(Sequence[ImageFile]):
             yield os.fsdecode(blob[begin:end])
 
     def stamp(self) -> bytes:
-        """Where the files lie, their names, sizes and times of change, as they were listed."""
+        """Where the files lie, their names, sizes and times of change as they are now.
+
+        Of a kept listing each file is looked at again; another one has just looked.
+        """
         table, digest = self.table, blake2b(os.fsencode(self.root) + b"\0", digest_size=16)
-        for column in (table.names, table.starts, table.sizes, table.times):
-            digest.update(np.ascontiguousarray(column).data)
+        sizes, times = table.sizes, table.times
+        if self._kept is not None:
+            now = np.array([_stamp_of(os.path.join(self.root, name)) for name in self.names()])
+            sizes, times = now.reshape(-1, 2).T
+        for column in (table.names, table.starts, sizes, times):
+            digest.update(np.ascontiguousarray(column, column.dtype).data)
         return digest.digest()
 
     def fingerprint(self) -> str:
-        """As `fewmask.data.items.fingerprint`; kept for as long as names, sizes and times stay."""
-        place = cache_root() / "fingerprints" / self.stamp().hex()
+        """As `fewmask.data.items.fingerprint`; kept for as long as names, sizes and times stay.
+
+        Of a kept listing for as long as that holds.
+        """
+        if self._kept is not None:
+            place = self._kept / "fingerprint"
+        else:
+            place = cache_root() / "fingerprints" / f"{FORMAT}-{self.stamp().hex()}"
         with suppress(OSError):
             return place.read_text(encoding="ascii")
         found = content_name(self, self.names(), self.table.sizes.tolist())
@@ -220,7 +233,7 @@ def _enter(root: str, inside: str, table: _Growing, entered: set[tuple[int, int]
         if kind == "folder":
             _enter(root, f"{inside}{entry.name}/", table, entered)
         elif kind == "file" and is_image(entry.path):
-            table.add(inside + entry.name, *_stamp(entry), number)
+            table.add(inside + entry.name, *_stamp_of(entry), number)
         elif kind == "file":
             table.others += 1
 
@@ -235,9 +248,10 @@ def _kind(entry: os.DirEntry[str]) -> str:
         return "file"
 
 
-def _stamp(entry: os.DirEntry[str]) -> tuple[int, int]:
+def _stamp_of(file: os.DirEntry[str] | str) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns; -1 where it leads nowhere."""
     try:
-        status = entry.stat()
+        status = os.stat(file) if isinstance(file, str) else file.stat()
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from importlib import metadata
 from importlib.util import find_spec
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewmask.augment import to_unit
 from fewmask.data.cache import stamps
-from fewmask.data.images import Undecodable, resize_image
+from fewmask.data.images import Undecodable
 from fewmask.data.items import ImageItem
 from fewmask.data.place import cache_root, locked
 from fewmask.devices import computes_bf16
@@ -34,7 +35,8 @@ from fewmask.engines.runtimes import (
     write_int8,
 )
 from fewmask.files import write_json_atomic
-from fewmask.inference import Model, Network
+from fewmask.inference import Model, Network, frame
+from fewmask.runs import made_by
 from fewmask.settings import EngineName
 from fewmask.types import Precision, UserError
 
@@ -89,19 +91,15 @@ def open_engine(
     32 bit where bf16 doesn't give the original's classes.
     """
     kind = _kind(model, wanted, len(items), device)
+    if kind == "torch":
+        return _of_torch(model, wanted, items, device)
     try:
-        engine = _full(model, kind, wanted, items)
+        return _of_runtime(model, kind, wanted, items)
     except UserError as mistake:
         if wanted.engine != "auto" or wanted.int8:
             raise
         print(f"note: {mistake}. Predicting with torch", file=sys.stderr)
-        kind, engine = "torch", Engine("torch", model.segmenter)
-    bf16 = wanted.precision == "bf16" or (
-        wanted.precision == "auto" and kind != "onnx" and computes_bf16(device.type)
-    )
-    if not bf16 or wanted.int8:
-        return engine
-    return _in_bf16(model, engine, kind, wanted, items, device)
+        return _of_torch(model, wanted, items, device)
 
 
 def _kind(model: Model, wanted: Wanted, n: int, device: torch.device) -> EngineName:
@@ -113,51 +111,97 @@ def _kind(model: Model, wanted: Wanted, n: int, device: torch.device) -> EngineN
     return "openvino" if there and n * flops(model) >= AUTO_FLOPS else "torch"
 
 
-def _full(model: Model, kind: EngineName, wanted: Wanted, items: Sequence[ImageItem]) -> Engine:
-    """The engine of full precision, or of int8."""
-    if kind == "torch":
-        return Engine("torch", model.segmenter)
+def _of_torch(
+    model: Model, wanted: Wanted, items: Sequence[ImageItem], device: torch.device
+) -> Engine:
+    network, halved = model.segmenter, _Halved(model.segmenter, device.type)
+    if _bf16(model, "torch", wanted, items, device, lambda: (network, halved)):
+        return Engine("torch bf16", halved)
+    return Engine("torch", network)
+
+
+def _of_runtime(
+    model: Model, kind: EngineName, wanted: Wanted, items: Sequence[ImageItem]
+) -> Engine:
     folder = _folder(model, kind, items if wanted.int8 else ())
-    return _ready(model, kind, folder, items, int8=wanted.int8)
+    cpu = torch.device("cpu")
+    if wanted.int8 or kind == "onnx" or not _asks_for_bf16(wanted, cpu):
+        return _ready(model, kind, folder, items, int8=wanted.int8)
+    _ready_there(model, kind, folder, items)
+
+    def halved() -> Network:
+        with library_errors(f"{model.run}: {kind} cannot compute in bf16"):
+            return compiled(str(folder / f"model{SUFFIX[kind]}"), bf16=True)
+
+    full = partial(_ready, model, kind, folder, items, int8=False)
+    if _bf16(model, kind, wanted, items, cpu, lambda: (full().network, halved())):
+        return Engine(f"{kind} bf16", halved())
+    return full()
 
 
-def _in_bf16(
+class _Halved(nn.Module):
+    """A network in mixed bf16."""
+
+    def __init__(self, network: nn.Module, device: str) -> None:
+        super().__init__()
+        self.network, self.device = network, device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the network's own."""
+        with torch.autocast(self.device, torch.bfloat16):
+            logits: Tensor = self.network(images)
+        return logits
+
+
+def _asks_for_bf16(wanted: Wanted, device: torch.device) -> bool:
+    return wanted.precision == "bf16" or (wanted.precision == "auto" and computes_bf16(device.type))
+
+
+def _bf16(
     model: Model,
-    engine: Engine,
-    kind: EngineName,
+    kind: str,
     wanted: Wanted,
     items: Sequence[ImageItem],
     device: torch.device,
-) -> Engine:
-    """The engine in bf16, where it gives these images the classes that 32 bit gives them."""
-    halved = Engine(f"{engine.name} bf16", _network_in_bf16(model, kind, device))
-    folder = _folder(model, f"{kind} bf16 {device.type}", items)
+    both: Callable[[], tuple[Network, Network]],
+) -> bool:
+    """Whether to compute in bf16: it is asked for, and gives these images the classes that 32 bit
+    gives them. `both` are the networks, of 32 bit and of bf16; what was found is kept for this
+    processor.
+    """
+    if not _asks_for_bf16(wanted, device):
+        return False
+    made = made_by()
+    place = _folder(model, f"{kind} {device.type} {made['processor']} {made['gpu']}", items)
     try:
-        agreed = float(json.loads((folder / "bf16.json").read_text(encoding="utf-8"))["agreement"])
+        agreed = _agreement_in_bf16(model, place / "bf16.json", items, device, both)
+        lost = f"bf16 gives another class to {100 * (1 - agreed):.2f} % of the pixels"
+        if agreed < AGREEMENT:
+            raise UserError(f"{model.run}: {lost}. Choose --precision 32")
+    except UserError as mistake:
+        if wanted.precision == "bf16":
+            raise
+        print(f"note: {mistake}. Predicting in 32 bit", file=sys.stderr)
+        return False
+    return True
+
+
+def _agreement_in_bf16(
+    model: Model,
+    place: Path,
+    items: Sequence[ImageItem],
+    device: torch.device,
+    both: Callable[[], tuple[Network, Network]],
+) -> float:
+    try:
+        return float(json.loads(place.read_text(encoding="utf-8"))["agreement"])
     except (OSError, ValueError, KeyError, TypeError):
         images = network_inputs(model, items, int8=False, most=CHECKED_BF16).to(device)
-        agreed = agreement(engine.network, halved.network, images)
+        with library_errors(f"{model.run}: cannot be computed in bf16"):
+            agreed = agreement(*both(), images)
         with suppress(UserError):  # a cache that cannot be written only costs the check again
-            write_json_atomic(folder / "bf16.json", {"agreement": agreed})
-    if agreed >= AGREEMENT:
-        return halved
-    lost = f"bf16 gives another class to {100 * (1 - agreed):.2f} % of the pixels"
-    if wanted.precision == "bf16":
-        raise UserError(f"{model.run}: {lost}. Choose --precision 32")
-    print(f"note: {lost}. Predicting in 32 bit", file=sys.stderr)
-    return engine
-
-
-def _network_in_bf16(model: Model, kind: EngineName, device: torch.device) -> Network:
-    if kind == "openvino":
-        return compiled(str(_folder(model, kind, ()) / f"model{SUFFIX[kind]}"), bf16=True)
-
-    def network(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            logits: Tensor = model.segmenter(images)
-        return logits
-
-    return network
+            write_json_atomic(place, {"agreement": agreed})
+        return agreed
 
 
 def flops(model: Model) -> int:
@@ -203,6 +247,12 @@ def _ready(
         ) from problem
 
 
+def _ready_there(model: Model, kind: str, folder: Path, items: Sequence[ImageItem]) -> None:
+    """Have an engine of full precision made, if it is not there, without opening one that is."""
+    if not (folder / "ready.json").exists():
+        _ready(model, kind, folder, items, int8=False)
+
+
 def _read(model: Model, kind: str, folder: Path) -> Engine:
     """Raises OSError, UserError, ValueError, KeyError or TypeError where it is not whole."""
     told = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
@@ -244,11 +294,10 @@ def network_inputs(model: Model, items: Sequence[ImageItem], *, int8: bool, most
     they are to calibrate int8 and fewer than FEWEST are.
     """
     spaced = np.linspace(0, len(items) - 1, min(len(items), most)).astype(int)
-    size, resize = model.geometry.size, model.geometry.resize
     pixels, broken = [], ""
     for row in spaced:
         try:
-            pixels.append(resize_image(items[row].pixels(), size, resize)[0])
+            pixels.append(frame(items[row].pixels(), model.geometry).small)
         except Undecodable as problem:
             broken = f" ({problem.where}: {problem.reason})"
     if int8 and len(pixels) < FEWEST:

@@ -60,8 +60,7 @@ def run_cell(study: Study, cell: Cell) -> None:
         **_tested(study, segmenter, settings),
         "fingerprint": study.prepared.pairs.fingerprint(),
         "split": workflows.split_name(workflows.split_of(study.prepared, budget)),
-        "device": str(study.fabric.device),
-        "arithmetic": study.fabric._precision.precision,  # precision is a score here
+        **workflows.machine_of(study.fabric),
         "start": study.starts[cell.arm.name],
     }
     write_result(folder, replace(result, out=Path(folder.name)), **facts)

@@ -18,7 +18,8 @@ from fewmask.data.images import Pixels
 from fewmask.data.items import ImageItem
 from fewmask.data.sources import PairSet
 from fewmask.files import write_bytes_atomic, write_text_atomic
-from fewmask.inference import Model, masks_of, overlay, save_mask, save_picture
+from fewmask.inference import Model, masks_of, save_mask, save_picture
+from fewmask.overlays import overlay
 from fewmask.probing.pictures import write_table
 from fewmask.progress import Report
 from fewmask.suggesting import cvat, label_studio, sheet

@@ -11,11 +11,13 @@ from fewmask.workflows.finetuning import (
     start_model,
     train,
 )
+from fewmask.workflows.launching import machine_of
 from fewmask.workflows.pretraining import pool_facts, pretrain, try_pretraining
 
 __all__ = [
     "Prepared",
     "finetune",
+    "machine_of",
     "mask_options",
     "pool_facts",
     "prepare",

@@ -51,8 +51,12 @@ def say_batch(fabric: Fabric, stream: Stream, what: str) -> None:
 
 def provenance(fabric: Fabric, settings: Any) -> dict[str, Any]:
     """What result.json says of how a run was made, beside the data, the versions and the commit."""
+    return {"config": config_of(settings), **machine_of(fabric)}
+
+
+def machine_of(fabric: Fabric) -> dict[str, Any]:
+    """Where and how a run computes, as result.json has it (`precision` is a score there)."""
     return {
-        "config": config_of(settings),
         "device": str(fabric.device),
         "devices": fabric.world_size,
         "arithmetic": fabric._precision.precision,
