@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -37,11 +36,11 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
         "def step(): torch.ones(64, 1024, 1024)\n"
         "for _ in range(3): step()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(3): step()\n"
+        "for _ in range(9): step()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     usual = int(run(script.replace("KEEP", "")))
-    pages = (256 << 20) // resource.getpagesize()
-    if usual < pages // 600:  # even with pages of 2 MiB there would be some 128 a step
+    if usual < 9 * 100:  # even with pages of 2 MiB there would be some 128 a step
         pytest.skip("this system's malloc gives nothing back")
-    assert int(run(script.replace("KEEP", "pick_device('cpu')"))) < usual / 10
+    # A block may find its place only after a step or two.
+    assert int(run(script.replace("KEEP", "pick_device('cpu')"))) < usual / 3

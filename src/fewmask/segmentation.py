@@ -188,7 +188,6 @@ def describe(segmenter: Segmenter, geometry: Geometry) -> dict[str, Any]:
         "lut": list(segmenter.labels.lut),
         "border_lut": segmenter.labels.border_lut and list(segmenter.labels.border_lut),
         "colours": [list(colour) for colour in colours(segmenter.labels)],
-        "flops": segmenter.flops(geometry.size),
     }
 
 

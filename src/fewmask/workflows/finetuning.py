@@ -301,6 +301,7 @@ def save_run(
     options = {"src": settings.pairs, **asdict(mask_options(settings))}
     options["table"] = table and list(table.names)
     described = describe(segmenter, geometry) | {"options": options}
+    described["flops"] = segmenter.flops(settings.size)
     write_text_atomic(out / "split.json", json.dumps(named, indent=1) + "\n")
     write_text_atomic(out / "model.json", json.dumps(described) + "\n")
     for_smp = decoders.smp_config(segmenter.network)
