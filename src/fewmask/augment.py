@@ -36,7 +36,7 @@ _CACHED = 1 << 16  # pixels: a CPU works in pieces of about this size, which sta
 _FEWEST = 16  # images in such a piece, so that the price of calling PyTorch is shared
 _WINDOWED = 80
 """Pixels of a view's side from which a CPU works on each crop by itself: fewer pixels are touched
-(96 px: 16 % faster, 224 px: 23 %), but there is a price of calling PyTorch for each image."""
+(one thread, 96 px: 16 % faster, 224 px: 23 %), at the price of calling PyTorch for each image."""
 _TRIES = 10  # crops drawn per image before the largest fitting one is taken, as in Inception's code
 
 
