@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -269,7 +270,8 @@ def said(text: str, folder: Path) -> str:
     told = [line for line in lines if line.startswith(("error: ", "warning: ", "skipped"))]
     if any(line.startswith("error: ") and line.endswith(" faults") for line in told):
         told = lines[-6:]
-    return " / ".join(told or lines[-1:]).replace(f"{folder}/", "")[:600]
+    said = " / ".join(told or lines[-1:]).replace(f"{folder}/", "")
+    return re.sub(r"process \d+ \(.*?\) is", "process 123 (COMMAND) is", said)[:600]
 
 
 # --- what happens while a command runs ------------------------------------------------------------
