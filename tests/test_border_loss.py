@@ -65,6 +65,20 @@ def test_weights_against_a_slow_loop(weight: float, sigma: float) -> None:
     assert not found[1].any()  # one object has no second
 
 
+def test_the_papers_weight_and_sigma_unless_given() -> None:
+    labels = torch.from_numpy(masks())
+    assert torch.equal(border_weights(labels), border_weights(labels, 10.0, 5.0))
+
+
+def test_two_objects_after_a_mask_with_one() -> None:
+    two = np.zeros((26, 34), np.uint8)
+    two[3:8, 3:8] = two[3:8, 10:15] = 1
+    labels = np.stack([masks()[1], two])
+    found = border_weights(torch.from_numpy(labels))
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1].numpy(), slow_weights(two, 10, 5), atol=1e-5)
+
+
 @pytest.mark.parametrize("n_logits", [1, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_is_the_weighted_mean(n_logits: int, weighted: bool) -> None:

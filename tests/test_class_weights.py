@@ -150,6 +150,14 @@ def test_median_is_the_papers() -> None:
     assert of_two[0] * 2 == pytest.approx(1 + of_two[0] / of_two[1]), "the mean of the middle two"
 
 
+def test_a_class_of_one_pixel() -> None:
+    pixels = torch.tensor([[98, 1, 0], [50, 0, 0], [0, 0, 1]])
+    assert balanced_weights(pixels).tolist() == pytest.approx([150 / 3 / 148, 50, 50])
+    shares = [148 / 149, 1 / 99, 1.0]
+    middle = median(shares)
+    assert median_weights(pixels).tolist() == pytest.approx([middle / share for share in shares])
+
+
 @pytest.mark.parametrize("formula", [balanced_weights, median_weights])
 def test_masks_without_a_pixel_weigh_all_alike(formula: type) -> None:
     assert formula(torch.zeros(3, 4, dtype=torch.long)).tolist() == [1, 1, 1, 1]

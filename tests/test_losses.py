@@ -11,7 +11,17 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from fewmask.flags import flat
-from fewmask.losses import SEGMENTATION_LOSSES, cross_entropy, dcl, focal, nt_xent, soft_dice
+from fewmask.losses import (
+    SEGMENTATION_LOSSES,
+    border_cross_entropy,
+    cross_entropy,
+    dcl,
+    focal,
+    nt_xent,
+    segmentation_losses,
+    soft_dice,
+    weight_sums,
+)
 from fewmask.pretext.contract import Pool
 from fewmask.pretext.simclr import SimCLR
 from fewmask.types import IGNORED, UserError
@@ -125,6 +135,21 @@ def test_pixel_losses_are_their_formulas(channels: int) -> None:
     assert soft_dice(logits, labels).item() == pytest.approx(slow_dice(logits, labels))
 
 
+def test_dice_of_a_class_of_one_pixel_and_without_the_last_class() -> None:
+    logits, _ = pixels(4)
+    labels = torch.zeros(3, 4, 5, dtype=torch.long)
+    labels[:, 1, 2] = 2
+    assert soft_dice(logits, labels).item() == pytest.approx(slow_dice(logits, labels))
+
+
+@pytest.mark.parametrize("loss", PIXEL_LOSSES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_of_fewer_bits_are_computed_with_in_32(loss: type, channels: int) -> None:
+    logits, labels = pixels(channels)
+    short = logits.detach().bfloat16()
+    assert loss(short, labels).item() == loss(short.float(), labels).item()
+
+
 def test_focal_is_torchvisions_without_alpha() -> None:
     logits, labels = pixels(1)
     valid = labels != IGNORED
@@ -228,7 +253,7 @@ def test_dcl_computes_in_float32_and_needs_two_pictures() -> None:
     assert inside.item() == pytest.approx(
         dcl(first.bfloat16().double(), second.bfloat16().double(), 0.2).item(), abs=1e-5
     )
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match=r"^dcl compares pictures: expected at least 2, found 1$"):
         dcl(first[:1], second[:1], 0.2)
 
 
@@ -244,3 +269,56 @@ def test_simclr_takes_dcl_by_name_and_its_default_is_in_no_key() -> None:
     assert "loss" not in flat(SimCLR())
     with pytest.raises(UserError, match="--loss focal: expected nt_xent or dcl"):
         SimCLR(loss="focal")  # type: ignore[arg-type]
+
+
+MEANS = {"ce": cross_entropy, "focal": focal, "border-ce": border_cross_entropy}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", list(MEANS))
+def test_a_mean_over_something_else(name: str, weighted: bool) -> None:
+    """`over` takes the place of the pixels' weights, whose sum `weight_sums` is."""
+    logits, labels = pixels(3)
+    weights = torch.tensor([0.5, 3.0, 1.25]) if weighted else None
+    plain = MEANS[name](logits, labels, weights=weights).item()
+    (total,) = weight_sums(name, labels, weights).values()
+    for times in (1, 4):
+        found = MEANS[name](logits, labels, weights=weights, over=times * total)
+        assert found.item() == pytest.approx(plain / times)
+    assert MEANS[name](logits, labels, weights=weights, over=0 * total).item() == pytest.approx(
+        plain * total.item()
+    )
+
+
+def test_the_sum_of_weights_is_that_of_the_pixels() -> None:
+    _, labels = pixels(3)
+    valid = labels != IGNORED
+    found = weight_sums("ce+dice+focal", labels)
+    assert list(found) == ["ce", "focal"], "dice is no mean over pixels"
+    assert {value.item() for value in found.values()} == {valid.sum().item()}
+    weights = torch.tensor([0.5, 3.0, 1.25])
+    expected = sum(float(weights[k]) for k in labels[valid].tolist())
+    assert weight_sums("focal", labels, weights)["focal"].item() == pytest.approx(expected)
+
+
+def test_a_batch_in_parts_has_the_whole_batchs_loss() -> None:
+    logits, labels = pixels(3)
+    weights = torch.tensor([0.5, 3.0, 1.25])
+    loss = "ce+focal+border-ce"
+    whole = segmentation_losses(loss, logits, labels, weights)
+    over = {name: total / 3 for name, total in weight_sums(loss, labels, weights).items()}
+    assert set(over) == set(whole)
+    parts = [
+        segmentation_losses(loss, logits[i : i + 1], labels[i : i + 1], weights, over)
+        for i in range(3)
+    ]
+    for name, value in whole.items():
+        mean = sum(part[name].item() for part in parts) / 3
+        assert mean == pytest.approx(value.item()), name
+
+
+def test_what_over_does_not_name_is_divided_by_its_own_weights() -> None:
+    logits, labels = pixels(3)
+    found = segmentation_losses("ce+focal", logits, labels, None, {"ce": torch.tensor(1.0)})
+    assert found["focal"].item() == focal(logits, labels).item()
+    assert found["ce"].item() == cross_entropy(logits, labels, None, torch.tensor(1.0)).item()
