@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewmask import decoders, training
 from fewmask.augment import PairAugment
+from fewmask.checkpoint import load_state, save_state
 from fewmask.data.cache import ImageCache
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
@@ -132,6 +133,26 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.M
         train(tmp_path, task, check=boom)
     with pytest.raises(UserError, match="other settings or other images"):
         train(tmp_path, Reconstruct(), key="another")
+
+
+@pytest.mark.parametrize("damage", ["a name", "no optimizer", "memory"])
+def test_a_state_of_another_network_or_version_is_refused(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    with pytest.raises(SystemExit):
+        train(tmp_path, Reconstruct(), check=Check(10, _end))
+    path = tmp_path / "state.pt"
+    state = load_state(path)
+    if damage == "a name":
+        state["task"]["other"] = state["task"].pop(next(iter(state["task"])))
+    elif damage == "no optimizer":
+        del state["optimizer"]
+    else:
+        state["memory"]["unknown"] = 1
+    save_state(path, state)
+    with pytest.raises(UserError, match=r"state\.pt: does not fit this run.*Remove it"):
+        train(tmp_path, Reconstruct())
 
 
 class BrokenAtSeven(Reconstruct):

@@ -167,14 +167,20 @@ def _resume(
     if not path.exists():
         return _Memory()
     state = load_state(path)
-    if state["key"] != key:
+    if state.get("key") != key:
         raise UserError(
             f"{path}: begun with other settings or other images. "
             "Choose another --out, or remove this folder to begin anew"
         )
-    task.load_state_dict(state["task"])
-    optimizer.load_state_dict(state["optimizer"])
-    memory = _Memory(**state["memory"])
+    try:
+        task.load_state_dict(state["task"])
+        optimizer.load_state_dict(state["optimizer"])
+        memory = _Memory(**state["memory"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise UserError(
+            f"{path}: does not fit this run's network ({str(problem).splitlines()[0]}); another "
+            "version of fewmask may have written it. Remove it to begin this run anew"
+        ) from problem
     for tensors in (memory.average, memory.best_weights, memory.window):
         for name in tensors or ():
             tensors[name] = tensors[name].to(device)  # type: ignore[index]

@@ -154,3 +154,16 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
             read(path)
         with pytest.raises(UserError, match=f"no such file; near: {name}"):
             read(tmp_path / f"{name}x")
+
+
+def test_a_flipped_bit_of_a_state_is_met(tmp_path: Path) -> None:
+    """torch.load alone takes such a file, and a run would go on from another weight."""
+    path = tmp_path / "state.pt"
+    save_state(path, {"w": torch.full((999,), 3.0)})
+    data = bytearray(path.read_bytes())
+    at = data.index(torch.full((9,), 3.0).numpy().tobytes()) + 18
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["w"].unique().numel() == 2
+    with pytest.raises(UserError, match=r"state\.pt: is damaged.*wrong checksum.*Remove it"):
+        load_state(path)

@@ -80,6 +80,13 @@ def test_a_large_group_in_the_first_place_leaves_a_picture_to_validate() -> None
     assert (budget.train, budget.val) == ((3, 2, 7, 5, 0), (1,))
 
 
+def test_beside_a_large_group_the_only_other_picture_validates() -> None:
+    budget = take((0, 3), 5, 2, ((0, 1, 2),))
+    assert (budget.train, budget.val) == ((0,), (3,))
+    with pytest.raises(UserError, match="all 3 pairs show one picture"):
+        take((0, 1, 2), 4, 2, ((0, 1, 2),))
+
+
 def test_every_tenth_pair_validates_beginning_with_the_first() -> None:
     ordered = tuple(range(100, 145))
     budget = take(ordered, 60, 25, ())
@@ -105,8 +112,11 @@ def test_fractions_are_of_all_pairs_and_numbers_are_masks() -> None:
 def test_two_copies_alone_make_the_budget_grow_to_a_second_picture() -> None:
     found = take((4, 2, 7, 9), 5, 2, ((2, 4),))
     assert (found.val, found.train) == ((4, 2), (7,))
-    with pytest.raises(UserError, match="show one picture"):
+    with pytest.raises(UserError) as raised:
         take((4, 2), 5, 2, ((2, 4),))
+    assert str(raised.value) == (
+        "budget 2: all 2 pairs show one picture; at least 2 different ones are needed. Add masks"
+    )
 
 
 @pytest.mark.parametrize("budget", [0, -1, 0.0, -0.2, 1.01, True, float("nan"), float("inf")])
@@ -116,16 +126,25 @@ def test_budgets_that_are_none_are_refused(budget: float) -> None:
 
 
 def test_too_few_pairs_say_how_many_are_missing() -> None:
-    with pytest.raises(UserError, match="2 pairs, 1 of them to test: 1 too few"):
+    with pytest.raises(UserError) as raised:
         make_split(2, ())
+    assert str(raised.value) == (
+        "2 pairs, 1 of them to test: 1 too few, for 1 to train and 1 to validate must be left. "
+        "Add pairs"
+    )
     with pytest.raises(UserError, match="10 pairs, 9 of them to test: 1 too few"):
         make_split(10, (), test_fraction=0.9)
-    with pytest.raises(UserError, match=r"1 pair to train on.*Add 1"):
-        take((3,), 5, 2, ())
-    with pytest.raises(UserError, match="all pairs show one picture"):
+    for ordered, said in (((3,), "1 pair"), ((), "0 pairs")):
+        with pytest.raises(UserError, match=f"^{said} to train on; .* Add {2 - len(ordered)} with"):
+            take(ordered, 5, 2, ())
+    with pytest.raises(UserError) as raised:
         make_split(5, ((0, 1, 2, 3, 4),))
-    with pytest.raises(UserError, match="fraction between 0 and 1"):
-        make_split(5, (), test_fraction=1.0)
+    assert str(raised.value) == (
+        "all pairs show one picture; a test set would be trained on. Add others"
+    )
+    for fraction in (0.0, 1.0):
+        with pytest.raises(UserError, match="fraction between 0 and 1"):
+            make_split(5, (), test_fraction=fraction)
 
 
 def test_repeats_draw_their_own_orders_again_and_again_the_same() -> None:
@@ -140,6 +159,9 @@ def test_the_split_is_pinned() -> None:
     split = make_split(12, ((1, 2),), seed=3)
     assert split.test == (7, 11)
     assert order(split, 1, 3) == (4, 1, 2, 9, 5, 0, 8, 10, 6, 3)
+    assert make_split(12, ()) == make_split(12, (), seed=0)
+    names = [f"{row}\udcff" for row in range(12)]  # a name that is no UTF-8
+    assert split_json(names, split, {})["hash"] == "de3ef7e54035ae8e98f1d2a96b0ced3d"
 
 
 def test_a_saved_split_comes_back_by_name(tmp_path: Path) -> None:
@@ -160,7 +182,7 @@ def test_a_split_of_other_pairs_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(split_json(names, split, {})))
     with pytest.raises(UserError, match="img_05 is not there"):
         read_split_json(path, [name for name in names if name != "img_05"])
-    with pytest.raises(UserError, match="pairs were added or removed"):
+    with pytest.raises(UserError, match=r"\(pairs were added or removed\)"):
         read_split_json(path, [*names, "img_99"])
     for broken in ("", "[]", "{}", '{"test": 3, "seed": 0, "hash": ""}'):
         path.write_text(broken)

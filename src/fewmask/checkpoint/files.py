@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,15 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """The contents of `save_state`, on the CPU; no code of the file is run.
 
-    Raises UserError where the file is missing or damaged.
+    Raises UserError where the file is missing or damaged, be it by a bit of a weight.
     """
     require_file(path)
     try:
+        with zipfile.ZipFile(path) as parts:
+            if (
+                wrong := parts.testzip()
+            ) is not None:  # torch writes checksums, but reads past them
+                raise ValueError(f"wrong checksum of {wrong}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # pickle, zipfile and torch each have their own
         raise UserError(

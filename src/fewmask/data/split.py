@@ -101,7 +101,7 @@ def take(ordered: Sequence[int], n_all: int, budget: float | int, groups: Groups
         (val if validates else train).append(row)
     if not val:  # large groups took every place that validates: the last other picture does
         alone = [row for row in train if row not in group_of]
-        if alone and len(train) > 1:
+        if alone:
             train.remove(alone[-1])
             val.append(alone[-1])
     if not train or not val:
