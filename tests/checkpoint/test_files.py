@@ -128,7 +128,7 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata() == {"encoder": "resnet18"}
+        assert file.metadata()["encoder"] == "resnet18"
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
@@ -167,3 +167,22 @@ def test_a_flipped_bit_of_a_state_is_met(tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True)["w"].unique().numel() == 2
     with pytest.raises(UserError, match=r"state\.pt: is damaged.*wrong checksum.*Remove it"):
         load_state(path)
+
+
+def test_a_flipped_bit_of_weights_is_met(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.tensor(2), "c": torch.zeros(0)}
+    save_weights(path, tensors, {})
+    assert torch.equal(read_weights(path)["a"], tensors["a"])
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: is damaged.*Fetch or make"):
+        read_weights(path)
+
+
+def test_weights_of_others_have_no_checksum(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    assert torch.equal(read_weights(tmp_path / "w.safetensors")["w"], torch.ones(3))

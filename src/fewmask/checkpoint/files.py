@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,30 @@ from fewmask.files import write_atomic, write_bytes_atomic
 from fewmask.flags import near
 from fewmask.types import UserError
 
+CHECKSUM = "crc32"
+"""The key of a weights file's metadata."""
+
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file of tensors of any device, layout and sharing. Raises as `write_atomic`."""
+    """A safetensors file of tensors of any device, layout and sharing. Raises as `write_atomic`.
+
+    Their checksum goes into its metadata as `crc32`: the format itself has none.
+    """
     from safetensors.torch import save
 
     plain = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    write_bytes_atomic(path, save(plain, metadata=dict(metadata)))
+    write_bytes_atomic(path, save(plain, metadata={**metadata, CHECKSUM: _checksum(plain)}))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises UserError if missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors of a safetensors file, on the CPU. Raises UserError if missing or damaged.
+
+    A file with a checksum (see `save_weights`) is held against it; others have none to be held to.
+    """
+    from safetensors import SafetensorError, safe_open
 
     require_file(path)
     if not os.access(path, os.R_OK):  # safetensors would call it missing
@@ -38,11 +47,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read (Permission denied). Give the permission to read it"
         )
     try:
-        return load_file(path, device="cpu")
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get(CHECKSUM)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
         raise UserError(
             f"{path}: cannot be read as safetensors ({problem}). Fetch or make the file again"
         ) from problem
+    if said is not None and said != _checksum(tensors):
+        raise UserError(
+            f"{path}: is damaged, or was changed since it was written (its weights don't fit their "
+            "checksum). Fetch or make the file again"
+        )
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the names and the bytes of contiguous tensors on the CPU."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(name.encode(), found)
+        found = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
