@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -192,7 +193,8 @@ def test_it_prints_on_pages_of_a4_without_cutting(page: webdriver.Chrome) -> Non
     """At the width of the sheet nothing scrolls sideways; every figure is on some page."""
     sheet = {"width": 717, "height": 1045, "deviceScaleFactor": 1, "mobile": False}
     page.execute_script("dispatchEvent(new Event('beforeprint'))")  # as printing does
-    assert page.find_element(By.CSS_SELECTOR, "details img").is_displayed()
+    folded = page.find_element(By.CSS_SELECTOR, "details img")
+    WebDriverWait(page, 30).until(lambda _: folded.is_displayed())  # once it is loaded
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     wide = page.execute_script(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+
+class Whole(dict[str, Any]):
+    """The shape of a table of which no entry may be missing."""
+
+
 NUMBER = (int, float)
 WORDS: Any = [str]
-SHARED = {"exact": int, "near": int}
-POOL = {"pool": str, "images": int, "left_out": int, "test": SHARED, "train_or_validation": SHARED}
-BALANCE = {"name": str, "masks_rest": int, "masks_test": int, "share_rest": NUMBER,
-           "share_test": NUMBER}  # fmt: skip
-NEARNESS = {"name": str, "kid": NUMBER, "low": NUMBER, "high": NUMBER}
+SHARED = Whole(exact=int, near=int)
+POOL = Whole(pool=str, images=int, left_out=int, test=SHARED, train_or_validation=SHARED)
+BALANCE = Whole(name=str, masks_rest=int, masks_test=int, share_rest=NUMBER, share_test=NUMBER)
+NEARNESS = Whole(name=str, kid=NUMBER, low=NUMBER, high=NUMBER)
 SHAPE: dict[str, Any] = {
     **dict.fromkeys(
         ("name", "title", "about", "baseline", "encoder", "decoder", "recipe", "loss",
@@ -35,7 +39,7 @@ SHAPE: dict[str, Any] = {
     "looked": {"*": [int]},
 }  # fmt: skip
 """A type, or several; [shape] for a list; {key: shape} for a table, "*" being any key. Any entry
-may be missing or null."""
+may be missing or null, but not one of a `Whole` table."""
 NEEDED = {"arms": "name"}
 """Entries that each table of a list must have."""
 MOST_LOOKS = 1000
@@ -80,6 +84,8 @@ def _fits(value: Any, shape: Any) -> bool:
         return isinstance(value, list) and all(
             one is not None and _fits(one, shape[0]) for one in value
         )
+    if isinstance(shape, Whole) and (not isinstance(value, dict) or not shape.keys() <= {*value}):
+        return False
     if isinstance(shape, dict):
         return isinstance(value, dict) and all(
             _fits(one, shape.get(key, shape.get("*"))) for key, one in value.items()
