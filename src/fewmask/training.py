@@ -36,6 +36,7 @@ from fewmask.finite import LossWatch
 from fewmask.headroom import Backward, within_memory
 from fewmask.optimisation import Optimisation
 from fewmask.progress import Report
+from fewmask.smallmaps import small_maps
 from fewmask.types import Batch, Compile, UserError
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class _Loop:
             self.run.say(f"goes on from step {steps.start} of {steps.stop}")
         batches = read_ahead(self.stream, steps, self.fabric.device, self.run.reading)
         try:
-            with self.compiled():
+            with small_maps(self.plain), self.compiled():
                 self.steps(steps, batches, interrupted)
         finally:
             close = getattr(batches, "close", None)

@@ -1,0 +1,130 @@
+"""Convolutions of maps of a few pixels, computed as matrix products.
+
+The last stages of a ResNet see 1 x 1 to 3 x 3 pixels at 32 to 96 px, where a 3 x 3 kernel mostly
+multiplies its padding and a CPU's convolutions, made for large maps, are slow. There every pixel
+put out is a matrix product of the pixels that its kernel covers: the same sums in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MOST_OF_ONE = 36
+"""Pixels put out, up to which products are faster for kernels of one pixel; no window is needed."""
+FASTER = ((1, 1, 1), (4, 32, 1), (9, 128, 256))
+"""Of larger kernels: (pixels put out at most, pictures at least, channels in and out at least).
+
+Measured on one core with AVX-512 and AMX, forward and backward, 32 bit and bf16: 2 to 30 times
+faster, from 1.3 at the edges; a window of the kernel is copied for each pixel, whatever the batch.
+"""
+
+
+class _Window(NamedTuple):
+    """What of its input, and so of its kernel, one pixel put out sees; the rest is padding."""
+
+    rows: slice
+    columns: slice
+    kernel_rows: slice
+    kernel_columns: slice
+
+
+class _SmallMapConv2d(nn.Conv2d):
+    """nn.Conv2d, with matrix products for small maps."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if _is_small(self, input):
+            return as_products(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+        found: Tensor = super()._conv_forward(input, weight, bias)
+        return found
+
+
+@contextmanager
+def small_maps(network: nn.Module) -> Iterator[None]:
+    """Within the block the network's plain convolutions compute small maps as matrix products.
+
+    Weights keep their names and places; results differ by rounding alone.
+    """
+    plain = [one for one in network.modules() if type(one) is nn.Conv2d and _is_plain(one)]
+    for one in plain:
+        one.__class__ = _SmallMapConv2d
+    try:
+        yield
+    finally:
+        for one in plain:
+            one.__class__ = nn.Conv2d
+
+
+def as_products(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """The convolution of [N,C,H,W] by [K,C,h,w], zeros around: [N,K,H',W'], channels-last."""
+    n, _, height, width = images.shape
+    pixels, kernel = images.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+    if weight.shape[2:] == (1, 1) and padding == (0, 0):
+        seen = pixels[:, :: stride[0], :: stride[1]]
+        return functional.linear(seen, kernel.flatten(1), bias).permute(0, 3, 1, 2)
+    rows = _covered(height, weight.shape[2], stride[0], padding[0])
+    columns = _covered(width, weight.shape[3], stride[1], padding[1])
+    windows = [_Window(*row[:1], *column[:1], *row[1:], *column[1:])
+               for row in rows for column in columns]  # fmt: skip
+    matrices = [kernel[:, w.kernel_rows, w.kernel_columns].flatten(1) for w in windows]
+    if all(w[:2] == (slice(0, height), slice(0, width)) for w in windows):
+        biases = None if bias is None else bias.repeat(len(windows))
+        found = functional.linear(pixels.flatten(1), torch.cat(matrices), biases)
+    else:
+        found = torch.cat(
+            [
+                functional.linear(pixels[:, w.rows, w.columns].flatten(1), matrix, bias)
+                for w, matrix in zip(windows, matrices, strict=True)
+            ],
+            dim=1,
+        )
+    return found.view(n, len(rows), len(columns), len(weight)).permute(0, 3, 1, 2)
+
+
+def _covered(size: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, slice]]:
+    """Along one side: what of the input each output sees, and which part of the kernel sees it."""
+    found = []
+    for place in range(_put_out(size, kernel, stride, padding)):
+        start = place * stride - padding
+        first, last = max(0, start), min(size, start + kernel)
+        found.append((slice(first, last), slice(first - start, last - start)))
+    return found
+
+
+def _put_out(size: int, kernel: int, stride: int, padding: int) -> int:
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def _is_plain(one: nn.Conv2d) -> bool:
+    return one.groups == 1 and one.dilation == (1, 1) and one.padding_mode == "zeros" and (
+        isinstance(one.padding, tuple)
+        # A kernel that may lie wholly in the padding sees nothing.
+        and all(p < k for p, k in zip(one.padding, one.kernel_size, strict=True))
+    )  # fmt: skip
+
+
+def _is_small(one: nn.Conv2d, images: Tensor) -> bool:
+    if images.device.type != "cpu" or images.dim() != 4:
+        return False
+    sides = zip(images.shape[2:], one.kernel_size, one.stride, one.padding, strict=True)
+    height, width = (_put_out(*side) for side in sides)  # type: ignore[arg-type]
+    if min(height, width, len(images)) < 1:
+        return False
+    if one.kernel_size == (1, 1):
+        return height * width <= MOST_OF_ONE
+    narrow = min(one.in_channels, one.out_channels)
+    return any(
+        height * width <= pixels and len(images) >= pictures and narrow >= channels
+        for pixels, pictures, channels in FASTER
+    )
