@@ -147,3 +147,33 @@ def test_a_damaged_study_is_refused_by_the_entry(
     (tmp_path / "study.json").write_text(json.dumps(whole | entry))
     with pytest.raises(UserError, match=rf"study\.json: damaged \(.*{fault}"):
         read_study(tmp_path)
+
+
+@pytest.mark.parametrize(("column", "text"), [("n_train", "\\n"), ("repeat", ""), ("n_val", "1.5")])
+def test_counts_that_are_none_are_named(
+    make_study: Callable[..., Path], tmp_path: Path, column: str, text: str
+) -> None:
+    study = make_study(tmp_path, ("scratch",), panels=False)
+    with (study / "results.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    rows[0] |= {"n_train": "6", "n_val": "2", column: text}
+    with (study / "results.csv").open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(UserError) as raised:
+        read_study(study)
+    assert f"results.csv: {column} is {text!r}, not a whole number. Run" in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", [{"repeat": "x"}, {"repeat": []}, {"budget": None}])
+def test_a_cell_of_no_place_is_named(
+    make_study: Callable[..., Path], tmp_path: Path, damage: dict[str, object]
+) -> None:
+    study = make_study(tmp_path, ("scratch",), panels=False)
+    cell = study / "cells" / "broken"
+    cell.mkdir(parents=True)
+    sound = {"arm": "scratch", "budget": 0.2, "repeat": 7}
+    (cell / "result.json").write_text(json.dumps(sound | damage))
+    with pytest.raises(UserError, match=r"broken/result\.json: damaged .*Remove its folder"):
+        read_study(study)

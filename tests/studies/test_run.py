@@ -96,6 +96,16 @@ def test_a_finished_study_does_nothing_again(
     fewmask.study(plan=str(plan), out=str(out))
     assert rows_of(out) == before
 
+    cell = sorted(out.glob("cells/*/result.json"))[0]
+    told = json.loads(cell.read_text())
+    cell.write_text(json.dumps(told | {"n_train": "\\n"}))  # the plan knows it, not the cell
+    fewmask.study(plan=str(plan), out=str(out))
+    assert rows_of(out) == before
+    for damage in ({"iou": "high"}, {"f1": True}, {"seconds": None}):
+        cell.write_text(json.dumps(told | damage))
+        with pytest.raises(UserError, match=r"result\.json: damaged .*Remove its folder"):
+            fewmask.study(plan=str(plan), out=str(out))
+
 
 def test_a_study_whose_data_changed_is_refused(plan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

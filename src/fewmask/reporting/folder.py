@@ -11,6 +11,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
+from fewmask.files import reading
 from fewmask.reporting.sound import unsound, without_null
 from fewmask.types import UserError
 
@@ -192,6 +193,13 @@ def _rows(file: Path) -> tuple[dict[str, str], ...]:
                 "cell has one. Run the study again to write it"
             )
         seen.add(cell)
+        for name in ("repeat", "n_train", "n_val"):
+            text = row.get(name, "")
+            if not (text.isdecimal() or (text == "" and name != "repeat")):
+                raise UserError(
+                    f"{file}: {name} is {text!r}, not a whole number. "
+                    "Run the study again to write it"
+                )
     return rows
 
 
@@ -203,6 +211,7 @@ def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int]
             continue
         result = _json_object(file)
         if {"arm", "budget", "repeat"} <= result.keys():
-            key = (str(result["arm"]), parse_budget(result["budget"]), int(result["repeat"]))
+            with reading(file, "Remove its folder, and run the study again"):
+                key = (str(result["arm"]), parse_budget(result["budget"]), int(result["repeat"]))
             found[key] = file.parent
     return found

@@ -138,10 +138,17 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     path = study.folder(cell) / "result.json"
     if path.exists():
         with reading(path, "Remove its folder, and the same command does that cell again"):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            row |= {name: result[name] for name in columns if name in result} | {"status": "done"}
-            row["seconds"] = round(result["seconds"], 1)
+            result = dict(json.loads(path.read_text(encoding="utf-8")))
+            row |= {name: _number(name, result[name]) for name in columns
+                    if row[name] is None and name in result}  # fmt: skip
+            row |= {"seconds": round(row["seconds"], 1), "status": "done"}
     return row
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
 
 def earlier_facts(out: Path) -> dict[str, Any]:
