@@ -53,7 +53,7 @@ def main() -> None:
 
 def train(a: argparse.Namespace) -> None:
     """Pre-train, halted for bare steps, until all pairs are there; say them, and leave."""
-    way = Way("SimCLR", "auto", "channels-last", compiled=False)
+    way = Way("SimCLR", "auto", "channels-last")
     bare = step_of(way, a.encoder, a.size, a.batch, a.device)
     clock = time.perf_counter if a.device == "cuda" else measuring.cpu_seconds
     pairs: list[dict[str, float]] = []

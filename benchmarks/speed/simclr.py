@@ -105,7 +105,7 @@ def bare(a: argparse.Namespace, _work: Path) -> None:
     """The step alone: the same task, precision and optimiser on one batch over and over."""
     from training_step import Way, step_of
 
-    way = Way("SimCLR", "auto", "channels-last", compiled=False)
+    way = Way("SimCLR", "auto", "channels-last")
     step = step_of(way, a.encoder, a.size, a.batch, a.device)
     for _ in range(a.warm + a.steps):
         step()

@@ -8,11 +8,12 @@ made-up pixels that is on the device already. All ways are made once, in one pro
 
 - precision: 32 bit, or bf16 (mixed, as `--precision bf16`);
 - layout: PyTorch's own (contiguous), or channels-last, in which fewmask trains;
+- *products*: channels-last, and small maps as matrix products (CPU), as fewmask trains;
 - *compiled*: channels-last, and the network by `torch.compile`; views, loss and optimiser eager.
 
 On a CPU its own seconds are counted, of all threads together, so that others on the machine matter
 little. In every round each runs --steps steps, in a new order; a ratio is that of one round to the
-same task's channels-last step of the precision that fewmask chooses here. What compiling costs
+same task's step as fewmask trains here. What compiling costs
 stands apart, once: the wall seconds of a way's first step beyond a usual one.
 
 Writes ENCODER-DEVICE.json, table.md and steps.png; more rounds are added to those that are there.
@@ -24,6 +25,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -42,10 +44,12 @@ class Way:
     task: str
     precision: str
     layout: str
-    compiled: bool
+    compiled: bool = False
+    products: bool = True
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.precision}, {self.layout}{', compiled' * self.compiled}"
+        more = ", products" * self.products + ", compiled" * self.compiled
+        return f"{self.task}, {self.precision}, {self.layout}{more}"
 
 
 TASKS = ("SimCLR", "U-Net")
@@ -97,9 +101,10 @@ def made(a: argparse.Namespace) -> tuple[dict[str, Step], dict[str, float]]:
 
 def ways(a: argparse.Namespace) -> list[Way]:
     """All that is compared; compiled only in the layout that is the better one everywhere."""
-    kinds = [("contiguous", False), ("channels-last", False), ("channels-last", True)]
-    kinds = kinds[:2] if a.eager else kinds
-    return [Way(t, p, layout, c) for t, p, (layout, c) in product(a.tasks, a.precisions, kinds)]
+    kinds = [("contiguous", False, False), ("channels-last", False, False),
+             ("channels-last", False, True), ("channels-last", True, False)]  # fmt: skip
+    kinds = kinds[:3] if a.eager else kinds
+    return [Way(t, p, *kind) for t, p, kind in product(a.tasks, a.precisions, kinds)]
 
 
 def step_of(way: Way, encoder: str, size: int, batch: int, device: str) -> Step:
@@ -108,6 +113,7 @@ def step_of(way: Way, encoder: str, size: int, batch: int, device: str) -> Step:
 
     from fewmask.devices import make_fabric
     from fewmask.optimisation import Optimisation
+    from fewmask.smallmaps import small_maps
     from fewmask.types import Batch
 
     torch.manual_seed(0)
@@ -130,7 +136,8 @@ def step_of(way: Way, encoder: str, size: int, batch: int, device: str) -> Step:
     pixels = Batch(images, torch.arange(batch), 0, 0, masks, total=batch).to(fabric.device)
 
     def step() -> None:
-        fabric.backward(sum(ready(pixels).values()))
+        with small_maps(network) if way.products else nullcontext():
+            fabric.backward(sum(ready(pixels).values()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -178,12 +185,12 @@ def wall(step: Step) -> float:
 
 
 def chosen(setting: dict[str, Any], rounds: list[dict[str, float]], task: str) -> str:
-    """The way in which fewmask trains here: channels-last, bf16 where the device multiplies it."""
+    """The way in which fewmask trains here: bf16 where the device multiplies it."""
     from fewmask.devices import computes_bf16
 
     precision = "bf16" if computes_bf16(setting["device"]) else "32"
-    name = str(Way(task, precision, "channels-last", False))
-    return name if name in rounds[0] else str(Way(task, "32", "channels-last", False))
+    name = str(Way(task, precision, "channels-last"))
+    return name if name in rounds[0] else str(Way(task, "32", "channels-last"))
 
 
 def write_table(out: Path) -> None:
