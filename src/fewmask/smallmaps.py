@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 MOST_OF_ONE = 36
@@ -42,6 +43,26 @@ class _SmallMapConv2d(nn.Conv2d):
             return as_products(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
         found: Tensor = super()._conv_forward(input, weight, bias)
         return found
+
+
+class _Matrices(torch.autograd.Function):
+    """The windows of a kernel [K,h,w,C] as matrices [K,pixels seen x C].
+
+    By slices alone, the gradient of each would be a kernel of zeros, and all of them added up.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, kernel: Tensor, windows: list[_Window]) -> tuple[Tensor, ...]:
+        ctx.windows, ctx.shape = windows, kernel.shape  # type: ignore[attr-defined]
+        return tuple(kernel[:, w.kernel_rows, w.kernel_columns].flatten(1) for w in windows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        found = gradients[0].new_zeros(ctx.shape)  # type: ignore[attr-defined]
+        for w, own in zip(ctx.windows, gradients, strict=True):  # type: ignore[attr-defined]
+            part = found[:, w.kernel_rows, w.kernel_columns]
+            part += own.reshape(part.shape)
+        return found, None
 
 
 @contextmanager
@@ -77,7 +98,7 @@ def as_products(
     columns = _covered(width, weight.shape[3], stride[1], padding[1])
     windows = [_Window(*row[:1], *column[:1], *row[1:], *column[1:])
                for row in rows for column in columns]  # fmt: skip
-    matrices = [kernel[:, w.kernel_rows, w.kernel_columns].flatten(1) for w in windows]
+    matrices: tuple[Tensor, ...] = _Matrices.apply(kernel, windows)
     if all(w[:2] == (slice(0, height), slice(0, width)) for w in windows):
         biases = None if bias is None else bias.repeat(len(windows))
         found = functional.linear(pixels.flatten(1), torch.cat(matrices), biases)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
-from fewmask.evidence.crossed import Estimate, Values, estimate, influences, of_scores
+from fewmask.evidence.crossed import Estimate, Values, bisect, estimate, influences, of_scores
 
 
 def counts(seed: int, n: int = 30, k: int = 3) -> tuple[Values, Values]:
@@ -39,6 +39,19 @@ def test_values_of_nothing_are_undefined() -> None:
     assert np.isnan(influences(np.zeros((4, 2)), np.zeros((4, 2)))).all()
 
 
+def test_a_class_of_one_pixel_counts() -> None:
+    assert influences(np.array([[1.0, 3]]), np.array([[1.0, 4]])).tolist() == [0.875]
+
+
+def test_values_of_many_runs_at_once_are_one_after_the_other() -> None:
+    inside, union = np.moveaxis([counts(seed) for seed in range(6)], 1, 0).reshape(2, 2, 3, 30, 3)
+    inside[1, :, :, 0] = union[1, :, :, 0] = inside[0, 0] = union[0, 0] = 0
+    found = influences(inside, union)
+    assert found.shape == (2, 3, 30)
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(found[i, j], influences(inside[i, j], union[i, j]))
+
+
 def test_many_studies_at_once_are_one_after_the_other() -> None:
     values = np.random.default_rng(1).normal(0.1, 1, (3, 4, 5, 20))
     together = estimate(values)
@@ -48,6 +61,26 @@ def test_many_studies_at_once_are_one_after_the_other() -> None:
             assert together.mean[i, j] == pytest.approx(float(alone.mean))
             assert together.half_width()[i, j] == pytest.approx(float(alone.half_width()))
             assert together.p_value()[i, j] == pytest.approx(float(alone.p_value()))
+    assert together.p_value().dtype == float
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5])
+def test_many_studies_of_scores_are_one_after_the_other(runs: int) -> None:
+    values = np.random.default_rng(4).normal(0.1, 1, (3, runs, 20))
+    together = estimate(values[..., :1])  # one image says nothing of images
+    assert (together.runs, together.images) == (runs, 0)
+    assert together.over_images.tolist() == [0, 0, 0]
+    for i in range(3):
+        alone = of_scores(values[i, :, 0])
+        for of in ("mean", "over_runs"):
+            assert getattr(together, of).shape == (3,)
+            np.testing.assert_allclose(getattr(together, of)[i], getattr(alone, of))
+        np.testing.assert_allclose(together.half_width()[i], alone.half_width())
+        np.testing.assert_allclose(together.p_value()[i], alone.p_value())
+    assert together.half_width().shape == together.p_value().shape == (3,)
+    of_images = estimate(values)
+    assert of_images.mean.shape == (3,)
+    np.testing.assert_allclose(of_images.mean, values.mean(axis=(1, 2)))
 
 
 def test_variances_are_those_of_the_two_way_layout() -> None:
@@ -79,6 +112,28 @@ def test_runs_alone_give_the_paired_t_test(runs: int) -> None:
     # All images alike: nothing is added.
     spread = estimate(np.repeat((a - b)[:, None], 50, axis=1))
     assert spread.half_width() == pytest.approx(float(found.half_width()))
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_images_alone_give_the_t_test_over_images(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.1, 0.2, n)
+    expected = ttest_1samp(values, 0)
+    low, high = expected.confidence_interval(0.95)
+    found = estimate(np.repeat(values[None], 3, axis=0))  # all runs alike
+    assert found.over_runs == 0
+    assert found.mean - found.half_width() == pytest.approx(low)
+    assert found.mean + found.half_width() == pytest.approx(high)
+    assert found.p_value() == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+def test_the_smallest_p_value_is_1e_13() -> None:
+    sure = Estimate(np.float64(0.1), np.float64(1e-30), np.float64(1e-30), 5, 100)
+    assert sure.p_value() == pytest.approx(1e-13, rel=0.1)
+
+
+def test_what_never_holds_has_a_p_of_one() -> None:
+    assert bisect(lambda p: p > 1, (3,)).tolist() == [1, 1, 1]
+    assert bisect(lambda p: p >= 0.2, (2,)) == pytest.approx([0.2, 0.2])
 
 
 def test_the_p_value_is_where_the_interval_touches() -> None:

@@ -19,14 +19,14 @@ def test_scores_are_numbers_or_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "budget"), [("0.2", 0.2), ("8", 8), (8.0, 8), (0.5, 0.5), ("1.0", 1.0)]
+    ("text", "budget"), [("0.2", 0.2), ("8", 8), ("2", 2), (8.0, 8), (0.5, 0.5), ("1.0", 1.0)]
 )
 def test_budgets_are_shares_or_masks(text: str | float, budget: float) -> None:
     assert parse_budget(text) == budget
     assert type(parse_budget(text)) is type(budget)
 
 
-@pytest.mark.parametrize("text", ["many", "0", "-1", "2.5", "nan", "inf"])
+@pytest.mark.parametrize("text", ["many", "0", "-1", "1.5", "2.5", "nan", "inf"])
 def test_no_budget(text: str) -> None:
     with pytest.raises(UserError, match="neither a share"):
         parse_budget(text)
