@@ -34,6 +34,7 @@ check: setup
 bench: setup
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[bench]'
 	$(BENCH)/views.py
+	$(BENCH)/small_maps.py
 	$(BENCH)/training_step.py
 	$(BENCH)/prediction.py
 	$(BENCH)/finetuning.py --rounds 5

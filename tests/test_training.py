@@ -135,7 +135,7 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.M
         train(tmp_path, Reconstruct(), key="another")
 
 
-@pytest.mark.parametrize("damage", ["a name", "no optimizer", "memory"])
+@pytest.mark.parametrize("damage", ["a name", "no optimizer", "memory", "average", "no table"])
 def test_a_state_of_another_network_or_version_is_refused(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,11 +148,17 @@ def test_a_state_of_another_network_or_version_is_refused(
         state["task"]["other"] = state["task"].pop(next(iter(state["task"])))
     elif damage == "no optimizer":
         del state["optimizer"]
-    else:
+    elif damage == "memory":
         state["memory"]["unknown"] = 1
+    elif damage == "average":
+        state["memory"]["average"] = {"a": 1}
     save_state(path, state)
-    with pytest.raises(UserError, match=r"state\.pt: does not fit this run.*Remove it"):
+    if damage == "no table":
+        torch.save([1], path)
+    with pytest.raises(UserError, match=r"state\.pt: does not fit this run.*Remove it") as raised:
         train(tmp_path, Reconstruct())
+    if damage == "a name":
+        assert 'Unexpected key(s) in state_dict: "other"' in str(raised.value)
 
 
 class BrokenAtSeven(Reconstruct):

@@ -9,12 +9,13 @@ made-up pixels that is on the device already. All ways are made once, in one pro
 - precision: 32 bit, or bf16 (mixed, as `--precision bf16`);
 - layout: PyTorch's own (contiguous), or channels-last, in which fewmask trains;
 - *products*: channels-last, and small maps as matrix products (CPU), as fewmask trains;
-- *compiled*: channels-last, and the network by `torch.compile`; views, loss and optimiser eager.
+- *compiled*: as fewmask trains, and the network by `torch.compile`; views, loss and optimiser
+  eager.
 
 On a CPU its own seconds are counted, of all threads together, so that others on the machine matter
 little. In every round each runs --steps steps, in a new order; a ratio is that of one round to the
-same task's step as fewmask trains here. What compiling costs
-stands apart, once: the wall seconds of a way's first step beyond a usual one.
+same task's step as fewmask trains here. What compiling costs stands apart, once: the wall seconds
+of a way's first step beyond a usual one.
 
 Writes ENCODER-DEVICE.json, table.md and steps.png; more rounds are added to those that are there.
 """
@@ -101,9 +102,10 @@ def made(a: argparse.Namespace) -> tuple[dict[str, Step], dict[str, float]]:
 
 def ways(a: argparse.Namespace) -> list[Way]:
     """All that is compared; compiled only in the layout that is the better one everywhere."""
-    kinds = [("contiguous", False, False), ("channels-last", False, False),
-             ("channels-last", False, True), ("channels-last", True, False)]  # fmt: skip
-    kinds = kinds[:3] if a.eager else kinds
+    cpu = a.device == "cpu"  # products are for CPUs
+    kinds = [("contiguous", False, False), ("channels-last", False, False)]
+    kinds += [("channels-last", False, True)] * cpu
+    kinds += [("channels-last", True, cpu)] * (not a.eager)
     return [Way(t, p, *kind) for t, p, kind in product(a.tasks, a.precisions, kinds)]
 
 
@@ -189,8 +191,9 @@ def chosen(setting: dict[str, Any], rounds: list[dict[str, float]], task: str) -
     from fewmask.devices import computes_bf16
 
     precision = "bf16" if computes_bf16(setting["device"]) else "32"
-    name = str(Way(task, precision, "channels-last"))
-    return name if name in rounds[0] else str(Way(task, "32", "channels-last"))
+    products = setting["device"] == "cpu"
+    name = str(Way(task, precision, "channels-last", products=products))
+    return name if name in rounds[0] else str(Way(task, "32", "channels-last", products=products))
 
 
 def write_table(out: Path) -> None:

@@ -21,8 +21,9 @@ MOST_OF_ONE = 36
 FASTER = ((1, 1, 1), (4, 32, 1), (9, 128, 256))
 """Of larger kernels: (pixels put out at most, pictures at least, channels in and out at least).
 
-Measured on one core with AVX-512 and AMX, forward and backward, 32 bit and bf16: 2 to 30 times
-faster, from 1.3 at the edges; a window of the kernel is copied for each pixel, whatever the batch.
+By layers of ResNets and DenseNets on one core with AVX-512 and AMX, forward and backward, in 32 bit
+and bf16 (`benchmarks/speed/small_maps.py`): 2 to 30 times faster, about even at the edges. Many
+threads are not measured. A window of the kernel is copied for each pixel, and kept until backward.
 """
 
 
@@ -40,7 +41,7 @@ class _SmallMapConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if _is_small(self, input):
-            return as_products(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+            return _as_products(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
         found: Tensor = super()._conv_forward(input, weight, bias)
         return found
 
@@ -69,7 +70,8 @@ class _Matrices(torch.autograd.Function):
 def small_maps(network: nn.Module) -> Iterator[None]:
     """Within the block the network's plain convolutions compute small maps as matrix products.
 
-    Weights keep their names and places; results differ by rounding alone.
+    Weights keep their names and places; results differ by rounding alone, and are channels-last.
+    A copy that is made within the block stays as it is there.
     """
     plain = [one for one in network.modules() if type(one) is nn.Conv2d and _is_plain(one)]
     for one in plain:
@@ -81,14 +83,17 @@ def small_maps(network: nn.Module) -> Iterator[None]:
             one.__class__ = nn.Conv2d
 
 
-def as_products(
+def _as_products(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> Tensor:
-    """The convolution of [N,C,H,W] by [K,C,h,w], zeros around: [N,K,H',W'], channels-last."""
+    """The convolution of [N,C,H,W] by [K,C,h,w], zeros around: [N,K,H',W'], channels-last.
+
+    One group, no dilation, and each side's padding less than the kernel's.
+    """
     n, _, height, width = images.shape
     pixels, kernel = images.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
     if weight.shape[2:] == (1, 1) and padding == (0, 0):
@@ -96,10 +101,14 @@ def as_products(
         return functional.linear(seen, kernel.flatten(1), bias).permute(0, 3, 1, 2)
     rows = _covered(height, weight.shape[2], stride[0], padding[0])
     columns = _covered(width, weight.shape[3], stride[1], padding[1])
-    windows = [_Window(*row[:1], *column[:1], *row[1:], *column[1:])
-               for row in rows for column in columns]  # fmt: skip
+    windows = [
+        _Window(seen_rows, seen_columns, kernel_rows, kernel_columns)
+        for seen_rows, kernel_rows in rows
+        for seen_columns, kernel_columns in columns
+    ]
     matrices: tuple[Tensor, ...] = _Matrices.apply(kernel, windows)
-    if all(w[:2] == (slice(0, height), slice(0, width)) for w in windows):
+    whole = slice(0, height), slice(0, width)
+    if all((w.rows, w.columns) == whole for w in windows):
         biases = None if bias is None else bias.repeat(len(windows))
         found = functional.linear(pixels.flatten(1), torch.cat(matrices), biases)
     else:
@@ -128,11 +137,12 @@ def _put_out(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def _is_plain(one: nn.Conv2d) -> bool:
-    return one.groups == 1 and one.dilation == (1, 1) and one.padding_mode == "zeros" and (
-        isinstance(one.padding, tuple)
-        # A kernel that may lie wholly in the padding sees nothing.
-        and all(p < k for p, k in zip(one.padding, one.kernel_size, strict=True))
-    )  # fmt: skip
+    if one.groups != 1 or one.dilation != (1, 1) or one.padding_mode != "zeros":
+        return False
+    # A kernel that may lie wholly in the padding sees nothing.
+    return isinstance(one.padding, tuple) and all(
+        padding < kernel for padding, kernel in zip(one.padding, one.kernel_size, strict=True)
+    )
 
 
 def _is_small(one: nn.Conv2d, images: Tensor) -> bool:

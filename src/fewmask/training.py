@@ -31,7 +31,7 @@ from fewmask.checkpoint import load_state, save_state
 from fewmask.compiling import compiled, pays
 from fewmask.data.loader import Stream
 from fewmask.data.reading import Reading, read_ahead
-from fewmask.files import append_text, write_text_atomic
+from fewmask.files import UNEXPECTED, append_text, write_text_atomic
 from fewmask.finite import LossWatch
 from fewmask.headroom import Backward, within_memory
 from fewmask.optimisation import Optimisation
@@ -145,8 +145,8 @@ def fit(
     The folder then holds the state of the last step, so that what comes after the training can be
     killed as well; whoever writes the result removes it. Raises UserError where a loss is not a
     finite number (failed.json then names the batch; the state is that of good weights), or where
-    the folder holds a state of another run. Control-C finishes the step, saves the state and raises
-    KeyboardInterrupt.
+    the folder holds a state that is damaged or another run's. Control-C finishes the step, saves
+    the state and raises KeyboardInterrupt.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
     with deferred_interrupt() as interrupted:
@@ -164,27 +164,31 @@ def fit(
 def _resume(
     path: Path, key: str, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> _Memory:
-    """What a state file holds, loaded into task and optimiser; called when they are in place."""
+    """What a state file holds, loaded into task and optimiser; called when they are in place.
+
+    Raises UserError where the file is damaged, another run's, or doesn't fit this one.
+    """
     if not path.exists():
         return _Memory()
     state = load_state(path)
-    if state.get("key") != key:
-        raise UserError(
-            f"{path}: begun with other settings or other images. "
-            "Choose another --out, or remove this folder to begin anew"
-        )
     try:
+        if state["key"] != key:
+            raise UserError(
+                f"{path}: begun with other settings or other images. "
+                "Choose another --out, or remove this folder to begin anew"
+            )
         task.load_state_dict(state["task"])
         optimizer.load_state_dict(state["optimizer"])
         memory = _Memory(**state["memory"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        for tensors in (memory.average, memory.best_weights, memory.window):
+            for name in tensors or ():
+                tensors[name] = tensors[name].to(device)  # type: ignore[index]
+    except (*UNEXPECTED, RuntimeError) as problem:
+        why = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"{path}: does not fit this run's network ({str(problem).splitlines()[0]}); another "
-            "version of fewmask may have written it. Remove it to begin this run anew"
+            f"{path}: does not fit this run ({type(problem).__name__}: {why}); another version of "
+            "fewmask may have written it. Remove it to begin this run anew"
         ) from problem
-    for tensors in (memory.average, memory.best_weights, memory.window):
-        for name in tensors or ():
-            tensors[name] = tensors[name].to(device)  # type: ignore[index]
     return memory
 
 

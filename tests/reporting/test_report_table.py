@@ -166,7 +166,11 @@ def test_counts_that_are_none_are_named(
     assert f"results.csv: {column} is {text!r}, not a whole number. Run" in str(raised.value)
 
 
-@pytest.mark.parametrize("damage", [{"repeat": "x"}, {"repeat": []}, {"budget": None}])
+@pytest.mark.parametrize(
+    "damage",
+    [{"repeat": "x"}, {"repeat": 1.5}, {"repeat": True}, {"repeat": -3}, {"budget": None},
+     {"budget": "x"}, {"budget": True}, {"arm": None}],
+)  # fmt: skip
 def test_a_cell_of_no_place_is_named(
     make_study: Callable[..., Path], tmp_path: Path, damage: dict[str, object]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -101,8 +102,11 @@ def test_a_finished_study_does_nothing_again(
     cell.write_text(json.dumps(told | {"n_train": "\\n"}))  # the plan knows it, not the cell
     fewmask.study(plan=str(plan), out=str(out))
     assert rows_of(out) == before
-    for damage in ({"iou": "high"}, {"f1": True}, {"seconds": None}):
-        cell.write_text(json.dumps(told | damage))
+    without = {name: value for name, value in told.items() if name != "iou"}
+    damaged = (told | {"iou": "high"}, told | {"f1": True}, told | {"seconds": None},
+               told | {"recall": math.nan}, without)  # fmt: skip
+    for one in damaged:
+        cell.write_text(json.dumps(one))
         with pytest.raises(UserError, match=r"result\.json: damaged .*Remove its folder"):
             fewmask.study(plan=str(plan), out=str(out))
 

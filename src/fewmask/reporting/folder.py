@@ -195,12 +195,25 @@ def _rows(file: Path) -> tuple[dict[str, str], ...]:
         seen.add(cell)
         for name in ("repeat", "n_train", "n_val"):
             text = row.get(name, "")
-            if not (text.isdecimal() or (text == "" and name != "repeat")):
+            whole = text.isascii() and text.isdecimal() and len(text) < 10
+            if not (whole or (text == "" and name != "repeat")):
                 raise UserError(
                     f"{file}: {name} is {text!r}, not a whole number. "
                     "Run the study again to write it"
                 )
     return rows
+
+
+def _place(arm: Any, budget: Any, repeat: Any) -> tuple[str, Budget, int]:
+    """A cell's, by its result. Raises ValueError where it is none."""
+    if not isinstance(arm, str) or isinstance(budget, bool):
+        raise ValueError(f"arm {arm!r}, budget {budget!r}")
+    if type(repeat) is not int or repeat < 0:
+        raise ValueError(f"repeat {repeat!r}")
+    try:
+        return arm, parse_budget(budget), repeat
+    except UserError as mistake:
+        raise ValueError(*mistake.faults) from None
 
 
 def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int], Path]:
@@ -212,6 +225,6 @@ def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int]
         result = _json_object(file)
         if {"arm", "budget", "repeat"} <= result.keys():
             with reading(file, "Remove its folder, and run the study again"):
-                key = (str(result["arm"]), parse_budget(result["budget"]), int(result["repeat"]))
+                key = _place(result["arm"], result["budget"], result["repeat"])
             found[key] = file.parent
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -141,12 +142,15 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
             result = dict(json.loads(path.read_text(encoding="utf-8")))
             row |= {name: _number(name, result[name]) for name in columns
                     if row[name] is None and name in result}  # fmt: skip
-            row |= {"seconds": round(row["seconds"], 1), "status": "done"}
+            row |= {"seconds": round(row["seconds"], 1), "status": "done", "iou": result["iou"]}
     return row
 
 
 def _number(name: str, value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    """A score, None where it is not defined. Raises TypeError for what is neither."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{name} is {value!r}")
     return value
 
@@ -161,7 +165,7 @@ def earlier_facts(out: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     known = isinstance(found, dict) and found.keys() >= {"name", "pairs", "fingerprint"}
-    if not known or unsound(found):
+    if not known or unsound(without_null(found)):
         raise UserError(
             f"{path}: damaged, or no study's. Bring it back. Or remove it, and the same command "
             "writes it again from the finished cells, without what it knew of looks at verdicts"
