@@ -4,6 +4,10 @@ import errno
 import io
 import json
 import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +190,80 @@ def test_weights_of_others_have_no_checksum(tmp_path: Path) -> None:
 
     save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
     assert torch.equal(read_weights(tmp_path / "w.safetensors")["w"], torch.ones(3))
+
+
+def test_the_checksum_is_the_crc_32_of_names_and_bytes(tmp_path: Path) -> None:
+    """For good: weights of earlier versions are held against it."""
+    from safetensors import safe_open
+
+    second, first = torch.tensor([1.5, -2.0]), torch.tensor([[3, 4]], dtype=torch.int16)
+    save_weights(tmp_path / "w.safetensors", {"b": second, "a": first}, {})
+    held = b"a" + first.numpy().tobytes() + b"b" + second.numpy().tobytes()
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == {"crc32": f"{zlib.crc32(held):08x}"}
+
+
+def fault_of(read: Callable[[Path], Any], path: Path) -> str:
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: ") as caught:
+        read(path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_faults_of_weights_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"w": torch.ones(3)}, {})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"w"', b'"v"'))  # a name counts as well
+    assert fault_of(read_weights, path) == (
+        "is damaged, or was changed since it was written (its weights don't fit their checksum). "
+        "Fetch or make the file again"
+    )
+    path.write_bytes(b"torn")
+    told = r"cannot be read as safetensors \(.*header.*\)\. Fetch or make the file again"
+    assert re.fullmatch(told, fault_of(read_weights, path))
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    told = "cannot be read (Permission denied). Give the permission to read it"
+    assert fault_of(read_weights, path) == told
+    assert fault_of(read_weights, tmp_path) == "is a folder; expected a weights file"
+    assert fault_of(read_weights, tmp_path / "no" / "file") == "no such file"
+
+
+def test_faults_of_a_state_are_told_in_one_line(tmp_path: Path) -> None:
+    path, mend = tmp_path / "s.pt", "Remove it to begin this run anew"
+    path.write_bytes(b"torn")
+    told = f"is damaged, or not a state that fewmask wrote (File is not a zip file). {mend}"
+    assert fault_of(load_state, path) == told
+    # A pickle that ends too soon: torch's error has no text.
+    save_state(path, {"w": torch.ones(5)})
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, part in parts.items():
+            file.writestr(name, b"\x80\x02}" if name.endswith("data.pkl") else part)
+    told = f"is damaged, or not a state that fewmask wrote (EOFError). {mend}"
+    assert fault_of(load_state, path) == told
+
+
+class _Runs:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("forced", ["0", "1"])
+def test_no_code_of_a_state_is_run(
+    forced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the environment tells torch to."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
+    save_state(tmp_path / "s.pt", {"x": _Runs(tmp_path / "ran")})
+    told = fault_of(load_state, tmp_path / "s.pt")
+    assert told.startswith(
+        "is damaged, or not a state that fewmask wrote (Weights only load failed"
+    )
+    assert "\n" not in told
+    assert not (tmp_path / "ran").exists()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,12 @@ class _Runs:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.parametrize("forced", ["0", "1"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_code_of_a_file_is_run(zipped: bool, tmp_path: Path) -> None:
+def test_no_code_of_a_file_is_run(
+    zipped: bool, forced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)  # not ours to obey
     mark = tmp_path / "ran"
     content = {"model": W, "extra": _Runs(mark)}
     path = saved(content, tmp_path / "file.pt", _use_new_zipfile_serialization=zipped)
@@ -104,3 +110,45 @@ def test_what_is_no_weights_file(tmp_path: Path) -> None:
     refused(old, "cannot be read|holds no")
     refused(tmp_path, "is a folder")
     refused(tmp_path / "cut.p", "no such file; near: .*cut.pt")
+
+
+CONVERT = (
+    "Where you trust it, convert it: torch.save(model.state_dict(), FILE), "
+    "or safetensors.torch.save_file(model.state_dict(), FILE)"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html>", "is no weights file (it begins with b'<!DOCTYP'); expected "
+         "safetensors, or a file of torch.save"),
+        ([1, 2], f"holds no named tensors, but <class 'list'>. {CONVERT}"),
+        (dict.fromkeys("abcdefg", 1), "holds no named tensors, but a dict of "
+         f"['a', 'b', 'c', 'd', 'e']. {CONVERT}"),
+        (b"\x80\x02", "cannot be read as a file of torch.save (EOFError). Fetch or make it again"),
+        # A state for what is no tensor: more than tensors, though of no class that torch names.
+        (b"\x80\x02]}b.", "holds more than tensors; to load that would run code of the file, which "
+         f"fewmask does not do. {CONVERT}"),
+    ],
+)  # fmt: skip
+def test_what_a_file_is_instead_is_told_in_one_line(
+    content: Any, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        saved(content, path)
+    with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {told}')}$"):
+        read_any(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript")
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    path = saved(W, tmp_path / "file.pt")
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("file/constants.pkl", b"")  # what torch knows one by
+    told = f"{path}: is a TorchScript program, not a file of tensors. {CONVERT}"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        read_any(path)

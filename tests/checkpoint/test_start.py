@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from fewmask import encoders
-from fewmask.checkpoint import DEFAULT, encoder_of, load_start, save_weights, told_by
+from fewmask.checkpoint import (
+    DEFAULT,
+    encoder_of,
+    load_decoder,
+    load_start,
+    save_weights,
+    start_file,
+    start_key,
+    told_by,
+    warnings_of,
+)
 from fewmask.encoders import build
 from fewmask.files import write_json_atomic
 from fewmask.types import UserError
@@ -39,7 +51,7 @@ def test_scratch_changes_nothing() -> None:
 
 def test_imagenet_is_timms_download(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model(NAME)
-    monkeypatch.setattr(encoders, "imagenet_state", lambda name: dict(model.state_dict()))
+    monkeypatch.setattr(encoders, "imagenet_state", {NAME: dict(model.state_dict())}.get)
     encoder, done = start("imagenet")
     assert same(encoder, {f"model.{k}": v for k, v in model.state_dict().items()})
     assert done.source == f"ImageNet ({NAME})"  # type: ignore[attr-defined]
@@ -140,3 +152,180 @@ def test_the_encoder_is_the_start_s_where_none_is_named(tmp_path: Path) -> None:
     assert encoder_of("auto", str(tmp_path / "w.safetensors")) == "vgg11"
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     assert told_by(str(tmp_path / "torn.safetensors")) == {}
+    (run / "config.toml").write_text('encoder = "vgg11"\nresize = "stretch"\nseed = 3\n')
+    assert told_by(str(run)) == {"encoder": "vgg11", "resize": "stretch"}
+    save_weights(tmp_path / "unsaid.safetensors", {"a": torch.ones(1)}, {})
+    assert told_by(str(tmp_path / "unsaid.safetensors")) == {}
+    assert told_by(str(run.rename(tmp_path / "run.safetensors")))["encoder"] == "vgg11"
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        ('{"warnings": ["collapsed", 3]}', ["collapsed", "3"]),
+        ("{}", []),
+        ("[]", []),
+        ('{"warnings": 3}', []),
+        ("{", []),
+        (None, []),
+    ],
+)
+def test_warnings_are_those_of_the_run(
+    text: str | None, warnings: list[str], tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert warnings_of(str(tmp_path)) == warnings
+
+
+def faults_of(call: Callable[[], object]) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        call()
+    return caught.value.faults
+
+
+def test_a_start_of_another_encoder_says_which(tmp_path: Path) -> None:
+    save_weights(tmp_path / "encoder.safetensors", {"w": torch.ones(1)}, {})
+    (plain,) = faults_of(lambda: start(tmp_path))
+    assert plain.startswith(f"--encoder {NAME}: {tmp_path}: fits 0 of ")
+    assert plain.endswith("Choose the --encoder that it was made with")
+    (tmp_path / "config.toml").write_text(f'encoder = "{NAME}"')
+    assert faults_of(lambda: start(tmp_path)) == (plain,)
+    (tmp_path / "config.toml").write_text('encoder = "vgg11"')
+    hint = f". {tmp_path} is a vgg11: pass --encoder vgg11"
+    assert faults_of(lambda: start(tmp_path)) == (plain + hint,)
+
+
+def test_part_of_an_encoder_is_loaded_where_allowed(tmp_path: Path) -> None:
+    state = {k: v for k, v in build(NAME).state_dict().items() if "layer4" not in k}
+    save_weights(tmp_path / "w.safetensors", state, {})
+    (fault,) = faults_of(lambda: start(tmp_path / "w.safetensors"))
+    assert fault.endswith(", or pass --allow-partial to load what fits")
+    _, done = start(tmp_path / "w.safetensors", allow_partial=True)
+    assert done.tensors < done.of_tensors  # type: ignore[attr-defined]
+
+
+def test_where_there_is_no_start_what_lies_near_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = "Expected scratch, imagenet, a run folder or a weights file"
+    told = f"--init scrtch: no such file or folder; near: scratch. {expected}"
+    assert faults_of(lambda: start_file("scrtch")) == (told,)
+    nowhere = tmp_path / "no" / "1234567"
+    told = f"--init {nowhere}: no such file or folder. {expected}"
+    assert faults_of(lambda: start_file(str(nowhere))) == (told,)
+    neither = f"--init {tmp_path}: holds neither encoder.safetensors nor model.safetensors"
+    assert faults_of(lambda: start_file(str(tmp_path))) == (f"{neither}, so it is no run folder",)
+    runs = [tmp_path / name for name in ("b", "cells/a", "encoders/c", "x")]
+    for run in (*runs, tmp_path / "below" / "of" / "all"):
+        save_weights(run / "model.safetensors", {"w": torch.ones(1)}, {})
+    named = ", ".join(str(run) for run in runs[:3])
+    told = f"{neither}, so it is no run folder; the runs {named} lie in it"
+    assert faults_of(lambda: start_file(str(tmp_path))) == (told,)
+    (tmp_path / "config.toml").write_text("")
+    told = f"{neither}: a run that is not finished. Run its command again to finish it"
+    assert faults_of(lambda: start_file(str(tmp_path))) == (told,)
+
+
+def test_of_both_weights_in_a_folder_the_encoder_s_are_taken(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "encoder.safetensors"):
+        (tmp_path / name).write_text("")
+        assert start_file(str(tmp_path)) == tmp_path / name
+
+
+def test_a_start_s_key_is_of_the_bytes_that_are_loaded(tmp_path: Path) -> None:
+    """For good: what was kept under it is found again."""
+    run, file = tmp_path / "run", tmp_path / "w.safetensors"
+    run.mkdir()
+    first, second = bytes(range(256)) * 4097, b"decoder"  # more than is read at once
+    for path in (run / "encoder.safetensors", file):
+        path.write_bytes(first)
+    key = blake2b(first, digest_size=10).hexdigest()
+    for where, weights in ((run, None), (file, None), ("imagenet", str(file))):
+        assert start_key(str(where), weights, NAME) == key
+    (run / "decoder.safetensors").write_bytes(second)
+    both = blake2b(first + second, digest_size=10).hexdigest()
+    assert start_key(str(run), None, NAME) == both
+    assert start_key("scratch", None, NAME) == f"scratch/{NAME}"
+    assert start_key("imagenet", None, NAME) == f"imagenet/{NAME}"
+
+
+def test_weights_with_another_start_are_a_mistake_of_its_key_too() -> None:
+    told = "--weights w.pth goes with --init imagenet only, not with --init scratch. "
+    mend = "Pass --init w.pth to start from that file"
+    assert faults_of(lambda: start_key("scratch", "w.pth", NAME)) == (told + mend,)
+    assert faults_of(lambda: start("scratch", weights="w.pth")) == (told + mend,)
+
+
+def decoder_run(folder: Path, state: dict[str, Tensor], config: str | None) -> str:
+    save_weights(folder / "decoder.safetensors", state, {})
+    if config is not None:
+        (folder / "config.toml").write_text(config)
+    return str(folder)
+
+
+def segmenter() -> nn.Module:
+    """A network with a decoder of five tensors and a counter."""
+    decoder = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3))
+    return nn.ModuleDict({"encoder": nn.Conv2d(3, 2, 1), "decoder": decoder})
+
+
+def twos(network: nn.Module) -> dict[str, Tensor]:
+    """A state of its decoder."""
+    own = network.get_submodule("decoder").state_dict()
+    return {name: torch.full_like(tensor, 2) for name, tensor in own.items()}
+
+
+def test_a_pre_trained_decoder_is_loaded_whole(tmp_path: Path) -> None:
+    state = twos(segmenter())
+    run = decoder_run(tmp_path, state, 'with_decoder = "unet"')
+    network = segmenter()
+    told = f"loaded 5 decoder tensors, all there are, from {run}"
+    assert load_decoder(network, run, "unet") == told
+    found = network.get_submodule("decoder").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    state["1.bias"][1] = torch.inf
+    decoder_run(tmp_path, state, None)
+    assert faults_of(lambda: load_decoder(network, run, "unet")) == (
+        f"{tmp_path / 'decoder.safetensors'}: 1.bias holds values that are not finite. "
+        "The run that made it diverged, or half precision was too narrow for it",
+    )
+
+
+def test_a_decoder_of_another_name_is_left_out_and_said(tmp_path: Path) -> None:
+    network = segmenter()
+    assert load_decoder(network, str(tmp_path), "unet") is None
+    state = twos(network)
+    for config, held in (
+        (None, "of an unknown name"),
+        ("", "of an unknown name"),
+        ('with_decoder = "fpn"', "fpn"),
+    ):
+        run = decoder_run(tmp_path, state, config)
+        assert load_decoder(network, run, "unet") == (
+            f"{run} also holds a pre-trained decoder ({held}); --decoder unet is another, "
+            "so only the encoder is used"
+        )
+    assert not (network.get_parameter("decoder.1.weight") == 2).any()
+
+
+def test_a_decoder_that_does_not_fit_is_refused_with_the_mend(tmp_path: Path) -> None:
+    network = segmenter()
+    state = network.get_submodule("decoder").state_dict()
+    state["0.weight"] = torch.ones(3, 2, 3, 3)
+    del state["1.running_mean"]
+    run = decoder_run(tmp_path, {**state, "2.bias": torch.ones(1)}, 'with_decoder = "unet"')
+
+    def told(names: str) -> str:
+        return (
+            f"{tmp_path / 'decoder.safetensors'}: doesn't fit --decoder unet with these options: "
+            f"{names} are missing, left over or of another shape. Choose the decoder's default "
+            f"options, or --init {tmp_path / 'encoder.safetensors'} to start from the encoder alone"
+        )
+
+    refused = faults_of(lambda: load_decoder(network, run, "unet"))
+    assert refused == (told("0.weight, 1.running_mean, 2.bias"),)
+    decoder_run(tmp_path, {**state, "2.bias": torch.ones(1), "1.a": torch.ones(1)}, None)
+    refused = faults_of(lambda: load_decoder(network, run, "unet"))
+    assert refused == (told("0.weight, 1.a, 1.running_mean"),)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fewmask.checkpoint import moved, transfer
+from fewmask.checkpoint.matching import Match, best_match, spellings, tidy
 from fewmask.encoders import build
 from fewmask.types import UserError
 
@@ -258,3 +260,131 @@ def test_moved_is_the_relative_distance() -> None:
     encoder[1].running_mean += 100  # no parameter
     norm = sum(float(before[k].square().sum()) for k, _ in encoder.named_parameters()) ** 0.5
     assert moved(before, encoder) == pytest.approx(5 / norm)
+
+
+def test_a_start_of_nothing_has_no_distance() -> None:
+    encoder = nn.Linear(2, 1)
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in encoder.state_dict().items()}
+    assert moved(nothing, encoder) == math.inf
+    encoder.load_state_dict(nothing)
+    assert moved(nothing, encoder) == 0
+
+
+def small() -> nn.Module:
+    """Five tensors, of 16 parameters."""
+    return nn.ModuleDict(
+        {"stem": nn.Linear(2, 3), "mid": nn.Linear(3, 1, bias=False), "end": nn.Linear(1, 2)}
+    )
+
+
+MEND = "Choose the --encoder that it was made with"
+PARTLY = f"{MEND}, or pass --allow-partial to load what fits"
+ALL = {name: tensor + 1 for name, tensor in small().state_dict().items()}
+
+
+def without(*names: str) -> State:
+    return {name: tensor for name, tensor in ALL.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (
+            {},
+            "fits 0 of 5 encoder tensors, 0 % of parameters. Missing: stem.weight [3, 2] (nearest "
+            "in the file: nothing); stem.bias [3] (nearest in the file: nothing); mid.weight "
+            f"[1, 3] (nearest in the file: nothing); and 2 more. {MEND}",
+        ),
+        (  # three, so none more; the first of another shape, the others nearest by name
+            without("end.weight", "end.bias")
+            | {"mid.weight": torch.ones(3), "x": torch.ones(1, 3)},
+            "fits 2 of 5 encoder tensors, 56.2 % of parameters. Missing: mid.weight [1, 3] "
+            "(nearest in the file: mid.weight [3]); end.weight [2, 1] (nearest in the file: "
+            "mid.weight [3]); end.bias [2] (nearest in the file: stem.bias [3]). " + PARTLY,
+        ),
+        (  # of the same shape, however little alike in name
+            {**without("end.bias"), "end.bia": torch.ones(3), "other": torch.ones(2)},
+            "fits 4 of 5 encoder tensors, 87.5 % of parameters. Missing: end.bias [2] (nearest in "
+            f"the file: other [2]). {PARTLY}",
+        ),
+        (  # what is taken for another tensor is not near, if one of its shape is left
+            prefixed("end.", without("end.bias"))
+            | {"bias.of.end": torch.ones(2), "y": torch.ones(2)},
+            "fits 4 of 5 encoder tensors, 87.5 % of parameters. Missing: end.bias [2] (nearest in "
+            f"the file: bias.of.end [2]). {PARTLY}",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_told_with_what_is_near(state: State, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        transfer(small(), state, source="file")
+    assert str(caught.value) == f"file: {told}"
+
+
+def test_what_is_not_finite_is_told_with_its_mend() -> None:
+    with pytest.raises(UserError) as caught:
+        transfer(small(), ALL | {"end.bias": torch.tensor([1, torch.nan])}, source="file")
+    assert str(caught.value) == (
+        "file: end.bias holds values that are not finite. "
+        "The run that made it diverged, or half precision was too narrow for it"
+    )
+
+
+def test_a_file_s_deeper_stages_are_counted_and_named() -> None:
+    encoder = nn.ModuleDict({"stage0": nn.ModuleList([nn.Linear(1, 1)])})
+    more = {f"stage0.{i}.{of}": torch.ones(1) for i in (1, 2) for of in ("weight", "bias")}
+    state = {**encoder.state_dict(), **more, "head.weight": torch.ones(1)}
+    with pytest.raises(UserError) as caught:
+        transfer(encoder, state, source="file")
+    assert str(caught.value) == (
+        "file: is of another architecture: beside all 2 encoder tensors it holds 4 more in the "
+        "same stages (stage0.1.weight, stage0.1.bias, stage0.2.weight). Choose the --encoder that "
+        "it was made with, or pass --allow-partial"
+    )
+
+
+def test_of_several_networks_all_names_are_said() -> None:
+    other = {name: tensor + 1 for name, tensor in ALL.items()}
+    state = {**ALL, **prefixed("netX.", other), **prefixed("teacher.c.", other)}
+    source = transfer(small(), state, source="file").source
+    assert source == "file (the top level, not netX, teacher.c)"
+
+
+def test_nothing_in_the_file_is_no_match() -> None:
+    assert best_match(small(), {"stem": torch.ones(1)}) == (Match("", {}), [])
+
+
+def test_names_are_tidied_wherever_compile_and_torchvision_marked_them() -> None:
+    assert tidy("_orig_mod.net._orig_mod.layer1.0.conv1.weight") == "net.layer1.0.conv1.weight"
+    old = "features.denseblock1.denselayer12.norm.1.weight"
+    assert tidy(old) == "features.denseblock1.denselayer12.norm1.weight"
+
+
+def test_names_are_spelled_from_every_lone_module_on_down() -> None:
+    blocks = nn.ModuleDict(
+        {
+            "stages_0": nn.Sequential(nn.Linear(1, 1, bias=False)),
+            "act": nn.ReLU(),
+            "end": nn.ModuleDict({"to_out": nn.Linear(1, 1, bias=False)}),
+        }
+    )
+    blocks.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    encoder = nn.ModuleDict({"net": nn.ModuleDict({"model": blocks})})
+    stage, end = "net.model.stages_0.0.weight", "net.model.end.to_out.weight"
+    scale = "net.model.scale"
+    assert spellings(encoder) == [
+        {name: name for name in (scale, stage, end)},
+        {name.replace("net", "0", 1): name for name in (scale, stage, end)},
+        {name.removeprefix("net."): name for name in (scale, stage, end)},
+        {name.replace("net.model", "0"): name for name in (scale, stage, end)},
+        {
+            "scale": scale,
+            "stages.0.0.weight": stage,
+            "stages_0.0.weight": stage,
+            "end.to_out.weight": end,
+        },
+        {"0.0.weight": stage, "2.to_out.weight": end},
+    ]
+    lone = nn.Module()
+    lone.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    assert spellings(lone) == [{"scale": "scale"}]

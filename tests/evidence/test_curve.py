@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, lsq_linear
 
 from fewmask.evidence.crossed import Values
 from fewmask.evidence.curve import (
+    BORROWED,
+    FALLS,
+    INEXACT,
+    STEPS,
+    Curve,
     _families,
     _least_squares,
     _variances,
     fit_curve,
     weighted_quantiles,
 )
-from fewmask.evidence.masks import curve_of, masks_for, masks_saved
+from fewmask.evidence.masks import FURTHEST, curve_of, masks_for, masks_saved
 
 MASKS = np.array([4.0, 8, 16, 32, 64])
 
@@ -186,3 +192,169 @@ def test_masks_saved_is_the_arm_s_need_for_the_baseline_s_iou() -> None:
     assert found.needed.low <= 16 <= found.needed.high
     assert 13 <= found.needed.masks <= 19
     assert "baseline" in masks_saved(arm, "nothing", 32).needed.refusal
+
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "power": lambda n, c: n**-c,
+    "exponential": lambda n, c: math.exp(-n / c),
+    "hyperbola": lambda n, c: 1 / (1 + n / c),
+    "logarithm": lambda n, c: -c * math.log(n),
+}
+
+
+def test_the_families_are_those_shapes_at_every_scale_of_a_forecast() -> None:
+    found = _families(64)
+    assert found.keys() == SHAPES.keys()
+    for name, (cs, phi) in found.items():
+        for n, c in ((1.0, 0.3), (5.0, 2.0), (300.0, 70.0)):
+            assert phi(np.float64(n), np.float64(c)) == pytest.approx(SHAPES[name](n, c))
+        if name in ("exponential", "hyperbola"):  # from below a mask to as far as is forecast
+            assert cs[0] < 1
+            assert cs[-1] == pytest.approx(FURTHEST * 64)
+        assert len(cs) == (1 if name == "logarithm" else STEPS)
+
+
+def test_a_curve_is_a_less_b_times_the_shape_within_0_and_1() -> None:
+    fits = {
+        "power": np.array([[0.9, 0.5, 0.4], [0.8, 2.0, 1.0]]),
+        "exponential": np.array([[0.7, 0.2, 30.0]]),
+        "hyperbola": np.array([[1.0, 0.3, 9.0]]),
+        "logarithm": np.array([[0.3, 0.2, 1.0], [0.1, 0.01, 1.0], [0.4, 0.0, 1.0]]),
+    }
+    shares = {"power": 0.4, "exponential": 0.1, "hyperbola": 0.2, "logarithm": 0.3}
+    drawn, weights = Curve(MASKS, MASKS, fits, shares).at(np.array([1.0, 8, 900]))
+    expected = [
+        [min(max(a - b * SHAPES[name](n, c), 0), 1) for n in (1, 8, 900)]
+        for name, found in fits.items()
+        for a, b, c in found
+    ]
+    np.testing.assert_allclose(drawn, expected)
+    assert drawn.min() == 0
+    assert drawn.max() == 1
+    np.testing.assert_allclose(weights, [0.2, 0.2, 0.1, 0.2, 0.1, 0.1, 0.1])
+
+
+def test_the_band_leaves_out_as_much_above_as_below() -> None:
+    fits = np.array([[i / 100, 0.0, 1.0] for i in range(101)])
+    curve = Curve(MASKS, MASKS, {"power": fits}, {"power": 1.0})
+    for found, share in zip(curve.band(MASKS, 0.8), (0.1, 0.5, 0.9), strict=True):
+        np.testing.assert_allclose(found, [share] * len(MASKS), atol=0.011)
+
+
+def test_masks_are_reached_where_the_curve_is_solved_for_them() -> None:
+    at = np.array([1.005, 1.5, 7, 100, 255])
+    fits = [[0.6 - 0.1 * math.log(n), 0.1, 1.0] for n in at]
+    fits += [
+        [0.7, 0.1, 1.0],
+        [0.6, 0.0, 1.0],
+        [0.59, 0.0, 1.0],
+        [0.6 - 0.1 * math.log(257), 0.1, 1],
+    ]
+    curve = Curve(MASKS, MASKS, {"logarithm": np.array(fits)}, {"logarithm": 9.0})
+    found, weights = curve.reached(0.6, 256)
+    np.testing.assert_allclose(found, [*at, 1, 1, np.inf, np.inf], rtol=1e-9)
+    assert weights.tolist() == [1] * 9
+    # Bent curves are followed closely.
+    steep = Curve(MASKS, MASKS, {"exponential": np.array([[1, 1, 0.5]])}, {"exponential": 1.0})
+    for n in np.linspace(4, 5, 50):
+        assert steep.reached(1 - math.exp(-n / 0.5), 256)[0][0] == pytest.approx(n, rel=2.5e-4)
+
+
+def test_a_fit_is_the_same_every_time_and_takes_what_is_there() -> None:
+    scores = repeats(power)
+    lacking = np.vstack([scores, np.full(len(MASKS), np.nan)])
+    once, again = fit_curve(MASKS, scores), fit_curve(MASKS, lacking)
+    assert once.means.tolist() == again.means.tolist()
+    assert once.shares == again.shares
+    assert sum(once.shares.values()) == pytest.approx(1)
+    for name, fits in once.fits.items():
+        assert np.array_equal(fits, again.fits[name])
+    with pytest.raises(
+        ValueError, match=r"^a curve needs three budgets, and two repeats at one of"
+    ):
+        fit_curve(MASKS[:2], scores[:, :2])
+    with pytest.raises(ValueError, match="a curve needs three budgets"):
+        fit_curve(MASKS, np.hstack([scores[:, :4], np.full((4, 1), np.nan)]))
+
+
+def test_curves_of_repeats_that_agree_are_as_inexact_as_said() -> None:
+    scores = np.repeat(power(MASKS)[None], 4, axis=0)
+    low, _, high = fit_curve(MASKS, scores).band(MASKS)
+    assert ((high - low) / 2 > 0.5 * INEXACT).all()
+    assert ((high - low) / 2 < 5 * INEXACT).all()
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+def test_families_share_as_likely_as_they_are(noise: float) -> None:
+    scores = repeats(lambda n: 0.85 - 0.4 * np.exp(-n / 40), noise=noise, seed=2)
+    means = scores.mean(0)
+    squares = np.square(scores - means).sum(0)
+    variances = _variances(MASKS, squares, np.full(len(MASKS), 3)) / 4 + INEXACT**2
+    found = {}
+    for name, (cs, phi) in _families(64).items():
+        a, b, c = _least_squares(means[None], variances, cs, phi(MASKS[None], cs[:, None]))[0]
+        found[name] = math.exp(-sum((means - (a - b * phi(MASKS, c))) ** 2 / variances) / 2)
+    total = sum(found.values())
+    expected = {name: share / total for name, share in found.items()}
+    assert fit_curve(MASKS, scores).shares == pytest.approx(expected)
+
+
+def test_what_no_family_fits_has_shares_all_the_same() -> None:
+    found = fit_curve(MASKS, np.array([[0.1, 0.9, 0.1, 0.9, 0.1]] * 2)).shares
+    assert sum(found.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_fit_is_the_best_within_its_bounds(name: str) -> None:
+    """b >= 0; a <= 1 but for the logarithm, which tends to nothing. One c after the other."""
+    random = np.random.default_rng(6)
+    rising = 0.9 - 0.9 * MASKS**-0.45
+    means = [rising, 0.2 + 0.18 * np.log(MASKS), 1.1 - rising, 0.5 + 0 * MASKS, 0.99 - 1 / MASKS]
+    y = np.array(means) + 0.02 * random.standard_normal((5, len(MASKS)))
+    variances = np.array([4.0, 2, 1, 1, 3]) * 1e-4
+    cs, phi = _families(64)[name]
+    most = np.inf if name == "logarithm" else 1
+    for one, (a, b, c) in zip(
+        y, _least_squares(y, variances, cs, phi(MASKS[None], cs[:, None])), strict=True
+    ):
+        root = 1 / np.sqrt(variances)
+        best = [
+            lsq_linear(np.stack([root, -root * phi(MASKS, k)], axis=1), root * one,
+                       ([-np.inf, 0], [most, np.inf])) for k in cs
+        ]  # fmt: skip
+        at = int(np.argmin([fit.cost for fit in best]))
+        found = np.square(root * (one - (a - b * phi(MASKS, c)))).sum() / 2
+        assert found == pytest.approx(best[at].cost, rel=1e-6)
+        assert a <= most
+        assert b >= 0
+        assert a - b * phi(MASKS, c) == pytest.approx(
+            best[at].x[0] - best[at].x[1] * phi(MASKS, cs[at]), abs=1e-3
+        )
+
+
+@pytest.mark.parametrize("freedom", [(3, 3, 3, 3, 3), (4, 2, 1, 0, 1), (300,) * 5])
+def test_variances_are_shrunk_to_the_fall_that_all_budgets_tell(freedom: tuple[int, ...]) -> None:
+    f = np.array(freedom)
+    squares = 0.05**2 / MASKS * np.random.default_rng(8).chisquare(np.maximum(f, 1)) * (f > 0)
+    logs, likely = [], []
+    for fall in np.linspace(0, 2, 21):
+        scale = sum(squares * MASKS**fall) / sum(f)
+        smooth = [scale * n**-fall for n in MASKS]
+        of_budgets = zip(f, smooth, squares, strict=True)
+        likely.append(sum(-0.5 * (k * math.log(v) + q / v) for k, v, q in of_budgets))
+        likely[-1] -= 0.5 * ((fall - FALLS[0]) / FALLS[1]) ** 2
+        logs.append(np.log(smooth))
+    borrowed = np.exp(np.average(logs, axis=0, weights=np.exp(np.subtract(likely, max(likely)))))
+    expected = (squares + BORROWED * borrowed) / (f + BORROWED)
+    np.testing.assert_allclose(_variances(MASKS, squares, f), expected)
+
+
+def test_without_any_scatter_variances_are_tiny_not_nothing() -> None:
+    found = _variances(MASKS, np.zeros(5), np.full(5, 3))
+    np.testing.assert_allclose(found, 1e-10 * BORROWED / (3 + BORROWED))
+
+
+@pytest.mark.parametrize("whole", [1.0, 10.0])
+def test_only_the_ratio_of_weights_counts(whole: float) -> None:
+    values, weights = np.array([3.0, 1, 2]), whole * np.array([0.1, 0.8, 0.1])
+    assert weighted_quantiles(values, weights, (0.0, 0.5, 0.85, 1.0)).tolist() == [1, 1, 2, 3]

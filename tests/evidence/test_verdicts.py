@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 
 from fewmask.evidence import looking
 from fewmask.evidence.counts import ScoredRun, read_scored
-from fewmask.evidence.crossed import Values, estimate
-from fewmask.evidence.looking import adjusted
-from fewmask.evidence.verdicts import Rules, Verdict, holm, judge
+from fewmask.evidence.crossed import Estimate, Values, estimate, of_scores
+from fewmask.evidence.looking import adjusted, adjusted_ahead, nominal
+from fewmask.evidence.verdicts import FORESEEN, Rules, Verdict, Word, holm, judge
 
 NAMES = tuple(f"i{i}" for i in range(60))
 
@@ -204,3 +205,131 @@ def test_counts_of_several_classes(tmp_path: Path) -> None:
     found = read_scored((9 / 10 + 4 / 6) / 2, tmp_path)
     assert found.values is not None
     assert found.values.mean() == pytest.approx((9 / 10 + 4 / 6) / 2)
+
+
+def p_values(found: Estimate, rules: Rules, runs: Values | None = None) -> tuple[Values, Values]:
+    """Of no difference, and of one of the margin or more; not corrected."""
+    ends = [found.p_value(null, runs) for null in (-rules.margin, rules.margin)]
+    within = abs(float(found.mean)) < rules.margin
+    return found.p_value(0.0, runs), np.where(within, np.maximum(*ends), 1.0)
+
+
+def alone(found: Estimate, rules: Rules, start: Verdict) -> Verdict:
+    """The verdict on a lone arm, by the definitions."""
+    p, q = (float(value) for value in p_values(found, rules))
+    level, first = rules.level, max(found.runs, 2)
+    if rules.most > rules.first > 0:
+        p, q = (adjusted(value, rules.first, rules.most) for value in (p, q))
+        level, first = nominal(level, rules.first, rules.most), rules.first
+    word: Word = "cannot tell"
+    if q <= 1 - rules.level:
+        word = "equivalent"
+    elif p <= 1 - rules.level:
+        word = "helped" if found.mean > 0 else "hurt"
+    more: int | None = 0
+    if word == "cannot tell":
+        ahead = p_values(found, rules, found.runs + np.arange(1.0, FORESEEN + 1))
+        if not rules.planned:
+            ahead = tuple(adjusted_ahead(one, first, found.runs) for one in ahead)
+        elif rules.first:
+            ahead = tuple(
+                np.array([adjusted(float(value), rules.first, rules.most) for value in one])
+                for one in ahead
+            )
+        limit = min(FORESEEN, rules.most - found.runs) if rules.planned else FORESEEN
+        least = [m for m in range(1, limit + 1) if min(one[m - 1] for one in ahead) <= 0.05]
+        more = least[0] if least else None
+    half = float(found.half_width(level))
+    mean = float(found.mean)
+    without_end = min(float(one[0]) for one in p_values(found, rules, np.array([np.inf])))
+    if rules.planned and rules.first:
+        without_end = adjusted(without_end, rules.first, rules.most)
+    return replace(
+        start,
+        mean=pytest.approx(mean),
+        interval=pytest.approx((mean - half, mean + half)),
+        p=pytest.approx(p),
+        p_equivalent=pytest.approx(q),
+        word=word,
+        images=found.images,
+        more=more,
+        images_short=word == "cannot tell" and found.images > 0 and without_end > 0.05,
+    )
+
+
+@pytest.fixture
+def _few_foretold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A tenth of the studies for what lies ahead, where both sides of a test take the same."""
+    monkeypatch.setattr(looking, "FORETOLD", 2_000)
+    looking.smallest_p_so_far.cache_clear()
+    yield
+    looking.smallest_p_so_far.cache_clear()
+
+
+@pytest.mark.usefixtures("_fewer_simulated", "_few_foretold")
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(),
+        Rules(margin=0.03, level=0.95, first=2, most=6),
+        Rules(first=3, most=40, planned=True),
+        Rules(first=2, most=2, planned=True),
+        Rules(most=30, planned=True),
+    ],
+)
+def test_a_lone_arm_s_verdict_is_as_defined(rules: Rules) -> None:
+    baseline = 0.6 + 0.01 * np.arange(180).reshape(3, 60) / 180
+    words = set()
+    for i, (mean, of_run, of_image) in enumerate(
+        ((0.2, 0.01, 0), (-0.2, 0.01, 0), (0.001, 1e-4, 0), (0.013, 0.01, 0), (0.01, 1e-4, 0.3),
+         (0.0005, 0.008, 0))
+    ):  # fmt: skip
+        differences = drawn(mean, of_run, of_image, i)
+        arm, base = scored(baseline + differences), scored(baseline)
+        (found,) = judge({"a": arm}, base, 8, rules)
+        pairs = tuple((arm[r].score, base[r].score) for r in range(3))
+        start = replace(found, arm="a", budget=8, repeats=(0, 1, 2), pairs=pairs)
+        assert found == alone(estimate(differences), rules, start)
+        words.add(found.word)
+    bare = {r: ScoredRun(run.score) for r, run in arm.items()}
+    (found,) = judge({"a": bare}, base, 8, rules)
+    assert found == alone(of_scores(np.array([a - b for a, b in pairs])), rules, start)
+    assert words == {"helped", "hurt", "equivalent", "cannot tell"} or rules.most == rules.first
+
+
+def test_repeats_added_after_the_first_look_are_as_many_looks() -> None:
+    assert [Rules(first=f, most=m).sequential for f, m in ((0, 5), (1, 5), (5, 5), (6, 5))] == [
+        False, True, False, False,
+    ]  # fmt: skip
+
+
+def test_pairs_are_of_the_repeats_that_both_have_in_order() -> None:
+    arm, base = runs(0.05, 1), runs(0, 99)
+    (found,) = judge(
+        {"a": {r: arm[r] for r in (4, 0, 2)}}, {r: base[r] for r in (2, 1, 4)}, 8, Rules()
+    )
+    assert found.repeats == (2, 4)
+    assert found.pairs == tuple((arm[r].score, base[r].score) for r in (2, 4))
+
+
+def test_counts_are_of_no_use_unless_every_run_holds_those_of_the_same_images() -> None:
+    arm, base = runs(0.05, 1), runs(0, 99)
+
+    def images(arm: Mapping[int, ScoredRun], base: Mapping[int, ScoredRun]) -> int:
+        return judge({"a": arm}, base, 8, Rules())[0].images
+
+    assert images(arm, base) == 60
+    for r in (0, 4):
+        for lost in (ScoredRun(0.7), replace(arm[r], names=NAMES[::-1])):
+            assert images({**arm, r: lost}, base) == 0
+            assert images(arm, {**base, r: lost}) == 0
+    one = {r: ScoredRun(run.score, ("i",), np.array([run.score])) for r, run in arm.items()}
+    assert images(one, one) == 0
+    two = {r: ScoredRun(0.5, ("i", "j"), np.array([0.4 + 0.01 * r, 0.6])) for r in arm}
+    assert images(two, two) == 2
+
+
+def test_holm_of_ties_and_large_values() -> None:
+    assert holm([0.01, 0.6, 0.01, 0.5]) == pytest.approx([0.04, 1, 0.04, 1])
+    assert holm([0.02, 0.021, 0.9]) == pytest.approx([0.06, 0.06, 0.9])
+    assert holm([]) == []
