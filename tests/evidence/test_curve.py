@@ -358,3 +358,15 @@ def test_without_any_scatter_variances_are_tiny_not_nothing() -> None:
 def test_only_the_ratio_of_weights_counts(whole: float) -> None:
     values, weights = np.array([3.0, 1, 2]), whole * np.array([0.1, 0.8, 0.1])
     assert weighted_quantiles(values, weights, (0.0, 0.5, 0.85, 1.0)).tolist() == [1, 1, 2, 3]
+
+
+def test_far_budgets_are_fitted_below_an_iou_of_1() -> None:
+    """Where exp(-n/c) is 0 for some masks, or for all of them."""
+    for least, most in ((4, 1024), (400, 6400)):
+        masks = np.geomspace(least, most, 5)
+        scores = np.random.default_rng(0).normal(0.99, 0.01, (3, 5)).clip(0, 1)
+        curve = fit_curve(masks, scores)
+        assert not isinstance(curve, str)
+        for name in ("power", "exponential"):
+            assert curve.fits[name][:, 0].max() <= 1, name
+            assert np.isfinite(curve.fits[name]).all(), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -89,10 +90,12 @@ def load_state(path: Path) -> dict[str, Any]:
             ) is not None:  # torch writes checksums, but reads past them
                 raise ValueError(f"wrong checksum of {wrong}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # pickle, zipfile and torch each have their own
+    except Exception as problem:  # zipfile and torch each have their own
+        why = (str(problem).splitlines() or [type(problem).__name__])[0]
+        if isinstance(problem, pickle.UnpicklingError):  # torch would say how to load it anyway
+            why = "it holds more than tensors and plain values"
         raise UserError(
-            f"{path}: is damaged, or not a state that fewmask wrote "
-            f"({str(problem).splitlines()[0] if str(problem) else type(problem).__name__}). "
+            f"{path}: is damaged, or not a state that fewmask wrote ({why}). "
             "Remove it to begin this run anew"
         ) from problem
     return state

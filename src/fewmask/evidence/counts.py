@@ -30,7 +30,7 @@ def read_scored(score: float, cell: Path | None) -> ScoredRun:
         return ScoredRun(score)
     try:
         names, inside, union = read_counts(cell)
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return ScoredRun(score)
     values = influences(inside, union)
     if not abs(float(values.mean()) - score) < CLOSE:
@@ -41,8 +41,8 @@ def read_scored(score: float, cell: Path | None) -> ScoredRun:
 def read_counts(cell: Path) -> tuple[tuple[str, ...], Values, Values]:
     """(names, intersections [n,K], unions [n,K]) of a cell's test images, in pixels.
 
-    Of two classes those of the foreground alone, K = 1, as its IoU. Raises OSError, ValueError or
-    KeyError where per_image.csv is not there or not ours.
+    Of two classes those of the foreground alone, K = 1, as its IoU. Raises OSError, ValueError,
+    KeyError, TypeError or csv.Error where per_image.csv is not there or not ours.
     """
     with (cell / "per_image.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))

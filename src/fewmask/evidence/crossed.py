@@ -88,7 +88,7 @@ class Estimate:
     def p_value(self, null: float = 0.0, runs: float | Values | None = None) -> Values:
         """Two-sided: one less the highest level whose interval leaves out `null`.
 
-        NaN for a single run. Never below 1e-13. `runs` as in `half_width`.
+        NaN for a single run. Never below exp(-30), about 1e-13. `runs` as in `half_width`.
         """
         distance = np.abs(np.asarray(self.mean, float) - null)
         distance = distance + np.zeros(np.shape(runs)) if runs is not None else distance

@@ -153,8 +153,8 @@ def _least_squares(y: Values, variances: Values, cs: Values, shape: Values) -> V
     b = np.maximum(b, 0)
     a = y_mean[:, None] + b * phi_mean
     # An IoU tends to 1 at most: there the curve is pinned, and b follows alone.
-    pinned = ((1 - y) * w) @ shape.T / (np.square(shape) @ w)[None, :]
-    falling = np.all(shape > 0, axis=1)[None]  # the logarithm has no limit to pin
+    pinned = ((1 - y) * w) @ shape.T / np.maximum(np.square(shape) @ w, 1e-300)[None, :]
+    falling = np.all(shape >= 0, axis=1)[None]  # the logarithm has no limit to pin
     over = (a > 1) & falling
     a, b = np.where(over, 1.0, a), np.where(over, np.maximum(pinned, 0), b)
     error = np.stack([
