@@ -17,7 +17,7 @@ little. In every round each runs --steps steps, in a new order; a ratio is that 
 same task's step as fewmask trains here. What compiling costs stands apart, once: the wall seconds
 of a way's first step beyond a usual one.
 
-Writes ENCODER-DEVICE.json, table.md and steps.png; more rounds are added to those that are there.
+Writes ENCODER-SIZEpx-DEVICE.json, table.md and steps.png; more rounds are added to those that are there.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     a = parser.parse_args()
-    path = a.out / f"{a.encoder}-{a.device}.json"
+    path = a.out / f"{a.encoder}-{a.size}px-{a.device}.json"
     said = {key: getattr(a, key) for key in ("encoder", "size", "batch", "steps", "device")}
     setting = said | measuring.machine(a.device)
     record = measuring.opened(path, setting, "segmentation-models-pytorch")
