@@ -17,7 +17,7 @@ little. In every round each runs --steps steps, in a new order; a ratio is that 
 same task's step as fewmask trains here. What compiling costs stands apart, once: the wall seconds
 of a way's first step beyond a usual one.
 
-Writes ENCODER-SIZEpx-DEVICE.json, table.md and steps.png; more rounds are added to those that are there.
+Writes ENCODER-SIZEpx-DEVICE.json, table.md and steps.png; more rounds are added to those there.
 """
 
 from __future__ import annotations
