@@ -45,6 +45,8 @@ def test_a_sound_description_is_rebuilt() -> None:
         {"lut": [0, 1, *[256] * 254]},
         {"lut": [0.0, 1, *[255] * 254]},
         {"border_lut": [-1] * 256},
+        {"lut": [0, 2, *[255] * 254]},
+        {"border_lut": [0, 4, *[255] * 254]},
         {"colours": [[0, 0, True]]},
         {"options": {**SOUND["options"], "table": "x"}},
         {"options": {**SOUND["options"], "src": 7}},

@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewmask import decoders
 from fewmask.augment import PairAugment, augment_pair, normalise, step_generator, to_unit
-from fewmask.data.classes import colours
+from fewmask.data.classes import UNKNOWN, colours
 from fewmask.decoders import Decoder
 from fewmask.distributed import mean_over_processes, world_size
 from fewmask.losses import segmentation_losses, weight_sums
-from fewmask.types import Batch, Labels, Resize
+from fewmask.types import IGNORED, Batch, Labels, Resize
 
 LARGEST = 8192
 """The largest side in pixels that a network may see."""
@@ -225,6 +225,10 @@ def _refuse_unsound(described: dict[str, Any]) -> None:
     bytes_of += [value for colour in described.get("colours") or () for value in colour]
     if not all(type(value) is int and 0 <= value <= 255 for value in bytes_of):
         raise ValueError("a class id or colour is not a whole number of 0 to 255")
+    ids = {*described["lut"], *(described["border_lut"] or ())}
+    ids -= {IGNORED, UNKNOWN}
+    if max(ids, default=0) >= len(names):
+        raise ValueError(f"class id {max(ids)} of {len(names)} classes")
     if type(described.get("flops", 1)) is not int:
         raise TypeError(f"flops {described['flops']}")
     options = described.get("options")

@@ -185,6 +185,16 @@ def test_a_flipped_bit_of_weights_is_met(tmp_path: Path) -> None:
         read_weights(path)
 
 
+def test_damaged_weights_of_a_finished_run_say_what_makes_them_anew(tmp_path: Path) -> None:
+    """The same command would find the run finished, and train nothing."""
+    path = tmp_path / "model.safetensors"
+    save_weights(path, {"w": torch.ones(3)}, {})
+    (tmp_path / "result.json").write_text("{}")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"or remove .*result\.json and run its command again"):
+        read_weights(path)
+
+
 def test_weights_of_others_have_no_checksum(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

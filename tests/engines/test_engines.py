@@ -349,6 +349,22 @@ def test_an_engine_that_cannot_be_read_is_made_again(
     assert "making a model for openvino ready" in capsys.readouterr().err
 
 
+def test_an_engine_whose_weights_changed_is_made_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could be read, and its masks would be wrong."""
+    _, first = masks(run, tmp_path / "first", engine="openvino")
+    for path in (run.parent / "cache" / "engines").rglob("model.bin"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 64
+        path.write_bytes(data)
+    capsys.readouterr()
+    _, second = masks(run, tmp_path / "second", engine="openvino")
+    assert "making a model for openvino ready" in capsys.readouterr().err
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 class LibraryError(Exception):
     """As the libraries' own: of no other base than Exception."""
 

@@ -149,7 +149,10 @@ def test_a_damaged_study_is_refused_by_the_entry(
         read_study(tmp_path)
 
 
-@pytest.mark.parametrize(("column", "text"), [("n_train", "\\n"), ("repeat", ""), ("n_val", "1.5")])
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [("n_train", "\\n"), ("repeat", ""), ("n_val", "1.5"), ("iou", "0.9%5"), ("budget", "0x")],
+)
 def test_counts_that_are_none_are_named(
     make_study: Callable[..., Path], tmp_path: Path, column: str, text: str
 ) -> None:
@@ -163,7 +166,9 @@ def test_counts_that_are_none_are_named(
         writer.writerows(rows)
     with pytest.raises(UserError) as raised:
         read_study(study)
-    assert f"results.csv: {column} is {text!r}, not a whole number. Run" in str(raised.value)
+    assert "results.csv: damaged (ValueError: " in str(raised.value)
+    assert repr(text) in str(raised.value)
+    assert str(raised.value).endswith("Run the study's command again to write it")
 
 
 @pytest.mark.parametrize(
@@ -180,4 +185,17 @@ def test_a_cell_of_no_place_is_named(
     sound = {"arm": "scratch", "budget": 0.2, "repeat": 7}
     (cell / "result.json").write_text(json.dumps(sound | damage))
     with pytest.raises(UserError, match=r"broken/result\.json: damaged .*Remove its folder"):
+        read_study(study)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xae", b"1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26\n"]
+)
+def test_a_table_of_other_bytes_is_named(
+    make_study: Callable[..., Path], tmp_path: Path, damage: bytes
+) -> None:
+    study = make_study(tmp_path, ("scratch",), panels=False)
+    with (study / "results.csv").open("ab") as file:
+        file.write(damage)
+    with pytest.raises(UserError, match=r"results\.csv: damaged .*again to write it"):
         read_study(study)

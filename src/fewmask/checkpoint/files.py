@@ -53,14 +53,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
         raise UserError(
-            f"{path}: cannot be read as safetensors ({problem}). Fetch or make the file again"
+            f"{path}: cannot be read as safetensors ({problem}). {_again(path)}"
         ) from problem
     if said is not None and said != _checksum(tensors):
         raise UserError(
             f"{path}: is damaged, or was changed since it was written (its weights don't fit their "
-            "checksum). Fetch or make the file again"
+            f"checksum). {_again(path)}"
         )
     return tensors
+
+
+def _again(path: Path) -> str:
+    """How to come by a weights file again: a finished run is not trained anew by itself."""
+    result = path.with_name("result.json")
+    if not result.is_file():
+        return "Fetch or make the file again"
+    return f"Bring it back, or remove {result} and run its command again to train it anew"
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

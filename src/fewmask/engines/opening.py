@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -256,9 +257,17 @@ def _ready_there(model: Model, kind: str, folder: Path, items: Sequence[ImageIte
 def _read(model: Model, kind: str, folder: Path) -> Engine:
     """Raises OSError, UserError, ValueError, KeyError or TypeError where it is not whole."""
     told = json.loads((folder / "ready.json").read_text(encoding="utf-8"))
+    if told["checksums"] != checksums(folder):
+        raise ValueError(f"{folder}: damaged")
     drop = AccuracyDrop(**told["drop"]) if told["drop"] else None
     with library_errors(f"{model.run}: {kind} cannot read what it wrote"):
         return Engine(told["name"], READERS[kind](folder / f"model{SUFFIX[kind]}"), drop)
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of an engine's files: what was checked once must not change afterwards."""
+    files = sorted(path for path in folder.iterdir() if path.name.startswith("model"))
+    return {path.name: zlib.crc32(path.read_bytes()) for path in files}
 
 
 def _make(model: Model, kind: str, folder: Path, items: Sequence[ImageItem], *, int8: bool) -> None:
@@ -279,7 +288,8 @@ def _make(model: Model, kind: str, folder: Path, items: Sequence[ImageItem], *, 
                 f"{model.run}: {kind} gives another class than the original to "
                 f"{100 * (1 - agreed):.2f} % of the pixels. Choose --engine torch"
             )
-        told = {"name": f"{kind} int8" if int8 else kind, "drop": asdict(drop) if drop else None}
+        told = {"name": f"{kind} int8" if int8 else kind, "drop": asdict(drop) if drop else None,
+                "checksums": checksums(partial)}  # fmt: skip
         (partial / "ready.json").write_text(json.dumps(told), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
         os.replace(partial, folder)

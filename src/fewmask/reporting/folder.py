@@ -17,6 +17,10 @@ from fewmask.types import UserError
 
 Budget = int | float
 NEEDED = ("arm", "budget", "repeat", "status")
+COUNTS = ("repeat", "n_train", "n_val")
+WORDS = ("arm", "encoder", "decoder", "recipe", "status")
+"""Columns of results.csv that hold words; the others hold numbers."""
+REWRITE = "Run the study's command again to write it"
 
 
 @dataclass(frozen=True)
@@ -178,30 +182,42 @@ def _json_object(file: Path) -> dict[str, Any]:
 def _rows(file: Path) -> tuple[dict[str, str], ...]:
     if not file.is_file():
         return ()
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines, restval="")
-        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{file} lacks the columns {', '.join(missing)}; run the study again")
-        rows = tuple(dict(row) for row in reader)
     seen = set()
-    for row in rows:
-        cell = (row["arm"], row["budget"], row["repeat"])
-        if cell in seen:
-            raise UserError(
-                f"{file} holds two rows of arm {cell[0]}, budget {cell[1]}, repeat {cell[2]}; each "
-                "cell has one. Run the study again to write it"
-            )
-        seen.add(cell)
-        for name in ("repeat", "n_train", "n_val"):
-            text = row.get(name, "")
+    with reading(file, REWRITE):
+        with file.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines, restval="")
+            missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(
+                    f"{file} lacks the columns {', '.join(missing)}; run the study again"
+                )
+            rows = tuple(dict(row) for row in reader)
+        for row in rows:
+            _refuse_unsound(row)
+            cell = (row["arm"], row["budget"], row["repeat"])
+            if cell in seen:
+                raise UserError(
+                    f"{file} holds two rows of arm {cell[0]}, budget {cell[1]}, repeat {cell[2]}; "
+                    f"each cell has one. {REWRITE}"
+                )
+            seen.add(cell)
+    return rows
+
+
+def _refuse_unsound(row: dict[str, str]) -> None:
+    """Raises ValueError where a row of results.csv holds no numbers where it should."""
+    if None in row:
+        raise ValueError("a row has more values than there are columns")
+    for name, text in row.items():
+        if name in COUNTS:
             whole = text.isascii() and text.isdecimal() and len(text) < 10
             if not (whole or (text == "" and name != "repeat")):
-                raise UserError(
-                    f"{file}: {name} is {text!r}, not a whole number. "
-                    "Run the study again to write it"
-                )
-    return rows
+                raise ValueError(f"{name} is {text!r}, not a whole number")
+        elif name not in WORDS:
+            try:
+                parse_budget(text) if name == "budget" else read_score(text)
+            except UserError as mistake:
+                raise ValueError(*mistake.faults) from None
 
 
 def _place(arm: Any, budget: Any, repeat: Any) -> tuple[str, Budget, int]:
