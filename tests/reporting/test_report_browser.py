@@ -154,13 +154,20 @@ def test_the_copies_open_by_the_keyboard_and_enlarge(page: webdriver.Chrome) -> 
     assert page.find_element(By.TAG_NAME, "dialog").get_attribute("open") is not None
 
 
-def test_a_screen_reader_gets_a_name_for_everything(page: webdriver.Chrome) -> None:
-    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+def names_by_role(page: webdriver.Chrome) -> dict[str, list[str]]:
+    """What the accessibility tree holds by now."""
     seen: dict[str, list[str]] = {}
-    for node in nodes:
+    for node in page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]:
         if not node.get("ignored") and "role" in node:
             name = node.get("name", {}).get("value", "").strip()
             seen.setdefault(node["role"]["value"], []).append(name)
+    return seen
+
+
+def test_a_screen_reader_gets_a_name_for_everything(page: webdriver.Chrome) -> None:
+    # The tree is made beside the page, and may be late on a busy machine.
+    WebDriverWait(page, 30).until(lambda _: "image" in names_by_role(page))
+    seen = names_by_role(page)
     for role in ("image", "button", "link", "region", "columnheader", "rowheader", "heading"):
         assert seen[role], role
         assert all(seen[role]), role
