@@ -201,19 +201,21 @@ def test_it_prints_on_pages_of_a4_without_cutting(page: webdriver.Chrome) -> Non
     sheet = {"width": 717, "height": 1045, "deviceScaleFactor": 1, "mobile": False}
     page.execute_script("dispatchEvent(new Event('beforeprint'))")  # as printing does
     folded = page.find_element(By.CSS_SELECTOR, "details img")
-    WebDriverWait(page, 30).until(lambda _: folded.is_displayed())  # once it is loaded
+    # A busy machine takes its time to load pictures and to lay the page out anew.
+    loaded = "return [...document.images].every(i => i.complete && i.naturalWidth)"
+    WebDriverWait(page, 60).until(lambda _: folded.is_displayed() and page.execute_script(loaded))
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    wide = page.execute_script(
+    wide = (
         "return [...document.querySelectorAll('section *')].filter("
         "e => e.getBoundingClientRect().right > 718).map(e => e.tagName)"
     )
+    WebDriverWait(page, 60).until(lambda _: page.execute_script(wide) == [])
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     printed = b64decode(
         page.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"]
     )
-    assert wide == []
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) >= 2
     figures = len(page.find_elements(By.CSS_SELECTOR, "figure img"))
     assert len(re.findall(rb"/Subtype\s*/Image\b", printed)) >= figures
