@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.checkpoint.test_foreign import _Runs
 
 from fewmask.checkpoint import load_state, read_weights, save_state, save_weights
 from fewmask.files import write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -254,14 +255,6 @@ def test_faults_of_a_state_are_told_in_one_line(tmp_path: Path) -> None:
             file.writestr(name, b"\x80\x02}" if name.endswith("data.pkl") else part)
     told = f"is damaged, or not a state that fewmask wrote (EOFError). {mend}"
     assert fault_of(load_state, path) == told
-
-
-class _Runs:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("forced", ["0", "1"])

@@ -93,9 +93,8 @@ def load_state(path: Path) -> dict[str, Any]:
     require_file(path)
     try:
         with zipfile.ZipFile(path) as parts:
-            if (
-                wrong := parts.testzip()
-            ) is not None:  # torch writes checksums, but reads past them
+            wrong = parts.testzip()  # torch writes checksums, but reads past them
+            if wrong is not None:
                 raise ValueError(f"wrong checksum of {wrong}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # zipfile and torch each have their own
