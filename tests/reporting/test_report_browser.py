@@ -19,9 +19,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 from fewmask.reporting.page import write_report
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+    ),
+    pytest.mark.xdist_group("browser"),  # one browser and one report for all
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +42,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     found.quit()
 
 
-@pytest.fixture
-def page(
-    browser: webdriver.Chrome, make_study: Callable[..., Path], tmp_path: Path
-) -> webdriver.Chrome:
+@pytest.fixture(scope="module")
+def report(make_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = {"test": {"exact": 1, "near": 0}, "within": {"exact": 0, "near": 3}}
-    study = make_study(tmp_path, ("scratch", "imagenet", "simclr"), (8, 0.2, 0.5), 3, leakage=found)
-    path = write_report(study)
+    arms, out = ("scratch", "imagenet", "simclr"), tmp_path_factory.mktemp("report")
+    return write_report(make_study(out, arms, (8, 0.2, 0.5), 3, leakage=found))
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, report: Path) -> webdriver.Chrome:
+    """The page anew for each test, as it is first seen."""
     browser.set_window_size(1200, 900)
-    browser.get(path.as_uri())
+    browser.get("about:blank")  # an address with another #part would not load it anew
+    browser.get(report.as_uri())
     return browser
 
 

@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -127,25 +128,30 @@ def compiled(model: Any, *, bf16: bool = False) -> Network:
     steps = openvino.preprocess.PrePostProcessor(read)
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
-    queue = openvino.AsyncInferQueue(core.compile_model(steps.build(), "CPU", settings), streams)
-    found: dict[int, Tensor] = {}
-    queue.set_callback(lambda request, place: found.update({place: _first_output(request)}))
+    ready = core.compile_model(steps.build(), "CPU", settings)
+    requests = [ready.create_infer_request() for _ in range(streams)]
 
     def network(images: Tensor) -> Tensor:
-        found.clear()
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         portion = max(1, min(PORTION, -(-len(pixels) // streams)))
-        starts = range(0, len(pixels), portion)
-        for first in starts:
-            queue.start_async({0: pixels[first : first + portion]}, first)
-        queue.wait_all()
-        return torch.cat([found[first] for first in starts])
+        # In turn, and not with OpenVINO's queue: that calls Python from threads of its own, which
+        # may still be on their way back when the network is thrown away.
+        under_way: deque[Any] = deque()
+        found = []
+        for place, first in enumerate(range(0, len(pixels), portion)):
+            if len(under_way) == streams:
+                found.append(_output(under_way.popleft()))
+            request = requests[place % streams]
+            request.start_async({0: pixels[first : first + portion]})
+            under_way.append(request)
+        return torch.cat(found + [_output(request) for request in under_way])
 
     return network
 
 
-def _first_output(request: Any) -> Tensor:
-    """A copy: the request's own memory is its next one's."""
+def _output(request: Any) -> Tensor:
+    """A request's output when it is done; a copy, for its own memory is its next one's."""
+    request.wait()
     return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
 
