@@ -416,11 +416,12 @@ def power(random: np.random.Generator, b: Arm, studies: int, alike: float) -> di
 def read_arm(pool: Path, name: str, budget: int) -> Arm:
     study = read_study(pool)
     tables = [
-        read_counts(folder)[1:]
+        read_counts(folder / "per_image.csv")
         for (arm, b, _), folder in sorted(study.cells.items(), key=lambda item: item[0][2])
         if arm == name and b == budget
     ]
-    return Arm(np.stack([t[0] for t in tables]), np.stack([t[1] for t in tables]))
+    counts = [(inside, union) for _, inside, union in filter(None, tables)]
+    return Arm(np.stack([inside for inside, _ in counts]), np.stack([union for _, union in counts]))
 
 
 def components(arm: Arm) -> dict[str, float]:

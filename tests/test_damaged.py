@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from fewmask.data.images import Undecodable, unreadable
 from fewmask.data.items import ImageFile
 from fewmask.distances.neighbours import wilson
+from fewmask.inference import load_run
 from fewmask.segmentation import rebuild
 from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.studies.record import schedule
 from fewmask.training import _rows_until
+from fewmask.types import UserError
 
 SOUND: dict[str, Any] = {
     "encoder": "resnet18", "decoder": "fpn", "decoder_options": {}, "size": 64,
@@ -118,3 +121,10 @@ def test_wilson_s_ends_are_where_the_share_is_two_sigmas_away(share: float, n: i
             1.959964 * math.sqrt(max(end * (1 - end), 0) / n), abs=1e-9
         )
     assert wilson(0.0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
+
+
+def test_an_unknown_encoder_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({**SOUND, "encoder": "resnet18x"}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'model.json'))}: .*again"):
+        load_run(tmp_path)

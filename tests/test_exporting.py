@@ -50,6 +50,11 @@ def test_an_export_that_differs_is_not_written(
     assert not (tmp_path / "export").exists()
 
 
+def test_openvino_s_ending_is_asked_for(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"an openvino export is an \.xml file"):
+        fewmask.export(run=str(run), out=str(tmp_path / "export"), format="openvino")
+
+
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     with pytest.raises(UserError, match="exists"):

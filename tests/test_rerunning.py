@@ -11,6 +11,7 @@ from PIL import Image
 
 import fewmask
 from fewmask.checkpoint import read_weights, save_weights
+from fewmask.inference import open_run, trained_hashes
 from fewmask.runs import made_by
 from fewmask.types import UserError
 
@@ -65,6 +66,7 @@ def test_what_differs_is_said(
     fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL)
     told = json.loads((run / "result.json").read_text())
     assert told["made_by"]["threads"] == made_by()["threads"]
+    del told["checksum"]  # changed on purpose
     told["versions"]["torch"] = "1.0"
     (run / "result.json").write_text(json.dumps(told))
     weights = read_weights(run / "model.safetensors")
@@ -84,6 +86,45 @@ def test_what_differs_is_said(
     assert line.startswith(f"val_loss: {told['val_loss']} before, ")
 
 
+@pytest.mark.parametrize("name", ["config.toml", "model.json", "result.json", "split.json"])
+def test_a_digit_that_changed_is_not_believed(
+    tmp_path: Path, write_pairs: Callable[..., Path], name: str
+) -> None:
+    pairs, run = write_pairs(8), tmp_path / "a"
+    fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL)
+    place = {"config.toml": "size = ", "model.json": '"size": ', "result.json": '"steps": ',
+             "split.json": '"image": "'}[name]  # fmt: skip
+    text = (run / name).read_text()
+    (run / name).write_text(text.replace(place, f"{place}1", 1))
+    look: dict[str, Callable[[], object]] = {
+        "config.toml": lambda: fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL),
+        "model.json": lambda: open_run(run),
+        "result.json": lambda: fewmask.rerun(result=str(run), out=str(tmp_path / "b")),
+        "split.json": lambda: trained_hashes(run),
+    }
+    with pytest.raises(UserError) as told:
+        look[name]()
+    assert str(told.value).startswith(f"{run / name}: ")
+    assert "changed since it was written" in str(told.value) or name == "split.json"
+    (run / name).write_text(text)
+    assert open_run(run).geometry.size == SMALL["size"]
+    assert len(trained_hashes(run)) == 8
+    assert fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL).out == run
+
+
+def test_damaged_weights_are_told_before_the_training(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    pairs, run = write_pairs(8), tmp_path / "a"
+    fewmask.finetune(pairs=str(pairs), out=str(run), **SMALL)
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"model\.safetensors: is damaged"):
+        fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+
+
 def test_other_data_and_no_results_are_mistakes(
     tmp_path: Path, write_pairs: Callable[..., Path]
 ) -> None:
@@ -100,8 +141,8 @@ def test_other_data_and_no_results_are_mistakes(
         fewmask.rerun(result=str(run), out=str(run))
     with pytest.raises(UserError, match=r"holds neither study\.json nor"):
         fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
-    (run / "result.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no table"):
+    (run / "result.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"result\.json: damaged"):
         fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
 
 

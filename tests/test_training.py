@@ -125,6 +125,19 @@ def test_a_resumed_run_says_where_it_goes_on(
     assert said == ["goes on from step 7 of 20"]
 
 
+def test_a_run_that_lost_its_first_steps_says_so(tmp_path: Path) -> None:
+    """Killed before its first state was saved: the log alone knows of them."""
+    said: list[str] = []
+    run = Run(tmp_path, "k", 20, ADAMW, say=said.append)
+    task = Reconstruct()
+    with pytest.raises(SystemExit):
+        fit(make_fabric("cpu", 1, "32"), task, [(1.0, task)], stream(), run, Check(8, _end))
+    assert not (tmp_path / "state.pt").exists()
+    fit(make_fabric("cpu", 1, "32"), task, [(1.0, task)], stream(), run)
+    (line,) = said
+    assert "begins anew" in line
+
+
 def test_a_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
     task = Reconstruct()

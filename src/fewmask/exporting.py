@@ -70,6 +70,8 @@ def _format(settings: ExportSettings, out: Path) -> str:
         raise UserError(
             f"{out}: no format goes by the ending {out.suffix}. Pass --format {', '.join(WRITERS)}"
         )
+    if kind == "openvino" and out.suffix != ".xml":  # OpenVINO itself writes to no other
+        raise UserError(f"{out}: an openvino export is an .xml file. Give --out the ending .xml")
     if settings.int8 and kind != "openvino":
         raise UserError(f"{out}: --int8 is for openvino. Give --out the ending .xml")
     for path in (out, *([out.with_suffix(".bin")] if kind == "openvino" else [])):

@@ -13,6 +13,7 @@ import secrets
 import socket
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -96,7 +97,7 @@ def sweep(out: Path) -> None:
 
 
 UNEXPECTED = (
-    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error,
 )  # fmt: skip
 """What taking a table apart raises where it is another one than expected."""
 
@@ -115,7 +116,7 @@ def reading(path: Path, mend: str) -> Iterator[None]:
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). {mend}") from None
     except UNEXPECTED as problem:
-        why = " ".join(str(problem).split())[:120]
+        why = " ".join(str(problem).split())[:200]
         raise UserError(f"{path}: damaged ({type(problem).__name__}: {why}). {mend}") from problem
 
 
@@ -222,6 +223,43 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """As `write_atomic`, of a value as JSON. Raises ValueError for NaN, which JSON has none of."""
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+CHECKSUM = "checksum"
+"""The last entry of a table that is held against it when it is read."""
+
+
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+    """As `write_atomic`, of a table as JSON, with its checksum; what JSON doesn't know as text."""
+    plain = json.loads(json.dumps(dict(table), default=str))
+    whole = plain | {CHECKSUM: checksum(plain)}
+    write_text_atomic(path, json.dumps(whole, indent=1) + "\n")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table of a JSON file, without its checksum; one that has none is taken as it is.
+
+    To be used within `reading`: raises OSError, and the errors of UNEXPECTED for what is no table
+    of ours, or was changed.
+    """
+    table: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    if not take_checksum(table):
+        raise ValueError(f"{CHANGED}; if that was on purpose, take the entry {CHECKSUM} out")
+    return table
+
+
+CHANGED = "changed since it was written: its entries don't fit its checksum"
+
+
+def take_checksum(table: dict[str, Any]) -> bool:
+    """Take a table's checksum out of it; whether it fits, or there is none."""
+    said = table.pop(CHECKSUM, None)
+    return said is None or said == checksum(table)
+
+
+def checksum(table: Mapping[str, Any]) -> str:
+    """CRC-32 of the entries, however the file is laid out."""
+    return f"{zlib.crc32(json.dumps(table, sort_keys=True).encode()):08x}"
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

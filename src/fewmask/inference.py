@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
 from fewmask.data.items import ImageItem
-from fewmask.files import reading, write_bytes_atomic
+from fewmask.files import read_table, reading, write_bytes_atomic
+from fewmask.runs import read_split
 from fewmask.segmentation import Geometry, Segmenter, described_by, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError
 
@@ -60,8 +60,13 @@ class Model:
         An engine that was made ready does without: building takes seconds, most of them imports.
         Raises UserError where the weights, or what the run says of itself, cannot be read.
         """
-        with reading(self.run / "model.json", _MEND):
-            segmenter, _ = rebuild(self.described)
+        path = self.run / "model.json"
+        try:
+            with reading(path, _MEND):
+                segmenter, _ = rebuild(self.described)
+        except UserError as mistake:  # a name that this version, or timm's, does not know
+            said = str(mistake)
+            raise UserError(said if str(path) in said else f"{path}: {said}. {_MEND}") from None
         try:
             segmenter.network.load_state_dict(read_weights(self.run / "model.safetensors"))
         except (ValueError, KeyError, TypeError, RuntimeError) as problem:
@@ -94,20 +99,17 @@ def open_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
         mend = "Run its command again to finish it" if unfinished else "Name one"
         raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
     with reading(folder / "model.json", _MEND):
-        described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        described = read_table(folder / "model.json")
         _, labels, geometry = described_by(described)
     return Model(labels, geometry, described, folder, torch.device(device))
 
 
 def trained_hashes(run: Path) -> frozenset[str]:
     """The hashes of the pictures that a fine-tuning run was trained and validated on."""
-    path = run / "split.json"
-    if not path.is_file():
+    if not (run / "split.json").is_file():
         return frozenset()
     mend = "Fine-tune the run again; until then it is not known which pictures are labelled"
-    with reading(path, mend):
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        return frozenset(str(entry["image"]) for part in parts.values() for entry in part)
+    return frozenset(one["image"] for part in read_split(run, mend).values() for one in part)
 
 
 @dataclass(frozen=True)

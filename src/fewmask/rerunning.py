@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 import sys
@@ -15,9 +14,10 @@ from fewmask import workflows
 from fewmask.checkpoint import read_weights
 from fewmask.data.sources import open_images, open_pairs
 from fewmask.decoders import DECODERS
+from fewmask.files import read_table, reading
 from fewmask.flags import build_parser, construct, given, options, read_config
 from fewmask.pretext import PRETEXTS
-from fewmask.runs import made_by
+from fewmask.runs import made_by, refuse_changed
 from fewmask.settings import FinetuneSettings, PretrainSettings, RerunSettings, StudySettings
 from fewmask.studies.run import run_study
 from fewmask.types import RerunResult, UserError
@@ -53,13 +53,8 @@ def rerun(settings: RerunSettings) -> RerunResult:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem}). Take the whole folder") from None
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: holds no table. Take the whole folder")
-    return table
+    with reading(path, "Take the whole folder, as it was written"):
+        return read_table(path)
 
 
 def _surroundings(told: dict[str, Any]) -> list[str]:
@@ -76,6 +71,10 @@ def _surroundings(told: dict[str, Any]) -> list[str]:
 
 
 def _repeat_run(before: Path, told: dict[str, Any], out: Path) -> None:
+    refuse_changed(before / "config.toml")
+    for name in WEIGHTS:
+        if (before / name).is_file():
+            read_weights(before / name)  # so that damaged ones are told of before the training
     config = str(before / "config.toml")
     values, kind = _settings(config)
     values["out"] = str(out)

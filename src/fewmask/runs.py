@@ -8,6 +8,7 @@ import os
 import platform
 import time
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from fewmask.files import reading, write_text_atomic
+from fewmask.files import CHECKSUM, read_table, reading, write_table, write_text_atomic
 from fewmask.flags import flat
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
 from fewmask.types import Transfer, UserError, is_union
@@ -46,6 +47,7 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
             before = tomllib.loads(path.read_text(encoding="utf-8"))
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
+                refuse_changed(path)
                 raise UserError(
                     f"{out}: another run's folder (its {name} is {_or_none(before, name)}, "
                     f"this one's {_or_none(config, name)}). Choose another --out"
@@ -62,7 +64,23 @@ def claim(out: Path, config: dict[str, Any]) -> None:
     """Make `out` this run's folder, unless it already is. Raises UserError as `refuse_others`."""
     refuse_others(out, config)
     if not (out / "config.toml").exists():
-        write_text_atomic(out / "config.toml", tomli_w.dumps(config))
+        text = tomli_w.dumps(config)
+        write_text_atomic(out / "config.toml", f"{text}{_SEAL}{zlib.crc32(text.encode()):08x}\n")
+
+
+_SEAL = f"# {CHECKSUM} "
+"""Begins the last line of config.toml, a comment."""
+
+
+def refuse_changed(path: Path) -> None:
+    """Raises UserError where a run's config.toml is not as the run has written it."""
+    with reading(path, "Bring the file back"):
+        text, seal, said = path.read_text(encoding="utf-8").rpartition(_SEAL)
+    if seal and said.strip() != f"{zlib.crc32(text.encode()):08x}":
+        raise UserError(
+            f"{path}: changed since it was written. Bring the file back; keep a change of your own "
+            f"by taking its last line, {_SEAL.strip()}, out"
+        )
 
 
 @contextmanager
@@ -161,7 +179,7 @@ def write_result(folder: Path, result: Any, **more: Any) -> None:
     table = asdict(result) | more | {"versions": own}
     table["made_by"] = {name: value for name, value in here.items() if name not in own}
     table["out"] = str(result.out)
-    write_text_atomic(folder / "result.json", json.dumps(table, indent=1, default=str) + "\n")
+    write_table(folder / "result.json", table)
     (folder / "state.pt").unlink(missing_ok=True)
 
 
@@ -178,8 +196,9 @@ def read_result(
         return None
     mend = "Bring it back, or remove it to train again"
     with reading(path, mend):
-        table = dict(json.loads(path.read_text(encoding="utf-8")))
-    if key is not None and table.get("key") != key:
+        table = read_table(path)
+        found = table["key"] if key is not None else None
+    if found != key:
         raise UserError(
             f"{out}: finished with other images, masks or starting weights than there are now. "
             "Choose another --out"
@@ -217,3 +236,25 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def split_name(split: Mapping[str, Any]) -> str:
+    """A name for the content of a split."""
+    return blake2b(json.dumps(split).encode(), digest_size=16).hexdigest()
+
+
+def read_split(run: Path, mend: str) -> dict[str, list[dict[str, str]]]:
+    """The parts of a fine-tuning run's split.json: the pairs of each, by name and picture's hash.
+
+    Raises UserError, ending with `mend`, where it cannot be read, or is not the one that
+    result.json names.
+    """
+    path, result = run / "split.json", run / "result.json"
+    with reading(path, mend):
+        parts = dict(json.loads(path.read_text(encoding="utf-8")))
+        if result.exists() and read_table(result).get("split", "") not in ("", split_name(parts)):
+            raise ValueError(f"it is not the split that {result} names")
+        return {
+            part: [{key: str(entry[key]) for key in ("name", "image")} for entry in pairs]
+            for part, pairs in parts.items()
+        }

@@ -209,6 +209,8 @@ class _Loop:
         self.task, self.optimizer = fabric.setup(task, optimizer)
         # After the set-up has moved the parameters: the optimiser's state follows them.
         self.memory = _resume(run.out / "state.pt", run.key, task, optimizer, fabric.device)
+        if not self.memory.step and run.say and _begun(run.out / "metrics.jsonl"):
+            run.say("an earlier try was stopped before its first state was saved; it begins anew")
         self.backward = Backward(fabric, self.task, task, self.memory.parts, run.say)
         self.log_every = max(1, run.steps // 100)
         self.log_path = run.out / "metrics.jsonl"
@@ -399,6 +401,11 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
+
+
+def _begun(path: Path) -> bool:
+    """Whether a log holds rows of steps."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _is_row(row: object) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,9 @@ def test_counts_come_back_under_any_name(tmp_path: Path) -> None:
             [["name", "tp", "fp", "fn", "tn"]]
             + [[name, i, i + 1, i + 2, 90] for i, name in enumerate(names)]
         )
-    found, inside, union = read_counts(tmp_path)
+    counts = read_counts(tmp_path / "per_image.csv")
+    assert counts is not None
+    found, inside, union = counts
     assert found == names
     assert inside.tolist() == [[0], [1], [2]]
     assert union.tolist() == [[3], [6], [9]]
@@ -35,26 +36,34 @@ def test_one_test_image_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        None,
         "",
         "name,tp,fp,fn,tn\n",
         "name,tp,fp,fn,tn\na,8,1\n",
         "name,tp,fp,fn,tn\na,8,1,one,0\n",
+        "name,tp,fp,fn,tn\na,8,1,,0\n",
+        "name,tp,fp,fn,tn\na,8,3,-1,0\n",
         "image,tp,fp,fn,tn\na,8,1,1,0\n",
-        "name,iou\na,0.8\n",
         "name,tp,fp,fn,tn\na,7,1,1,0\n",
         f"name,tp,fp,fn,tn\n{'a' * 200_000},8,1,1,0\n",
     ],
     ids=range(9),
 )
-def test_without_counts_that_fit_the_score_stays(text: str | None, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_taken_for_none(text: str, tmp_path: Path) -> None:
+    """Without the counts the interval would quietly be another."""
+    (tmp_path / "per_image.csv").write_text(text)
+    with pytest.raises((ValueError, KeyError, TypeError, csv.Error)):
+        read_scored(0.8, tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "name,iou\na,0.8\n", "name,tp,fp,fn,tn\na,,,,\n"])
+def test_without_counts_the_score_stays(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "per_image.csv").write_text(text)
     assert read_scored(0.8, tmp_path) == ScoredRun(0.8)
     assert read_scored(0.8, None) == ScoredRun(0.8)
 
 
-def test_counts_of_no_image_are_named(tmp_path: Path) -> None:
-    (tmp_path / "per_image.csv").write_text("name,tp,fp,fn,tn\n")
-    with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}: per_image.csv holds no "):
-        read_counts(tmp_path)
+def test_counts_of_another_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "per_image.csv").write_text("name,tp,fp,fn,tn\na,7,1,1,0\n")
+    with pytest.raises(ValueError, match=r"give an IoU of 0\.777778, the results say 0\.800000"):
+        read_scored(0.8, tmp_path)

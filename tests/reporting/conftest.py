@@ -105,7 +105,8 @@ def write_cell(
         Image.fromarray(guess).save(cell / "masks" / f"{stem}.png")
         tp, either = ((guess == 1) & (truth == 1)).sum(), ((guess == 1) | (truth == 1)).sum()
         lines.append(f"{stem},{tp / either:.4f},,,,,")
-    (cell / "per_image.csv").write_text("\n".join(lines) + "\n")
+    if truths:
+        (cell / "per_image.csv").write_text("\n".join(lines) + "\n")
 
 
 def draw_mask(seed: int, n_classes: int) -> np.ndarray[Any, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewmask.files import write_table
 from fewmask.reporting.findings import findings, own_against_imagenet
 from fewmask.reporting.folder import StudyFolder, read_study
 from fewmask.reporting.judged import rules, verdicts
@@ -29,6 +30,8 @@ def counted(make_study: Callable[..., Path], tmp_path: Path) -> Path:
         share = 0.7 + gain + hard + random.normal(0, 0.01, 40) + random.normal(0, 0.002)
         inside = np.round(share * union)
         row["iou"] = str(inside.sum() / union.sum())
+        result = json.loads((cell / "result.json").read_text()) | {"iou": float(row["iou"])}
+        (cell / "result.json").write_text(json.dumps(result))
         lines = [f"i{i},{inside[i]},{union[i] - inside[i]},0,0" for i in range(40)]
         (cell / "per_image.csv").write_text("\n".join(["name,tp,fp,fn,tn", *lines]) + "\n")
     with (out / "results.csv").open("w", newline="") as file:
@@ -51,6 +54,33 @@ def test_the_cells_counts_are_used(counted: Path) -> None:
     assert "other runs and other test images" in findings(read_study(counted))[-1]
     (other,) = verdicts(read_study(counted), "imagenet")
     assert (other.arm, other.word, other.mean) == ("scratch", "hurt", pytest.approx(-found.mean))
+
+
+def test_damaged_counts_are_told_and_not_left_out(counted: Path) -> None:
+    file = next((counted / "cells").iterdir()) / "per_image.csv"
+    file.write_text(file.read_text().replace(",0,0", ",1,0", 1))
+    with pytest.raises(UserError, match=r"per_image.csv: damaged .*its counts give an IoU of"):
+        verdicts(read_study(counted))
+
+
+def test_a_score_that_its_cell_does_not_know_is_said_first(counted: Path) -> None:
+    lines = (counted / "results.csv").read_text().splitlines()
+    place = lines[0].split(",").index("f1")
+    values = lines[1].split(",")
+    values[place] = "0.9"
+    (counted / "results.csv").write_text("\n".join([lines[0], ",".join(values), *lines[2:]]) + "\n")
+    study = read_study(counted)
+    assert findings(study)[0].startswith("results.csv was changed: it says f1 0.9 of key000, whose")
+    assert len(study.doubts) == 1
+
+
+def test_a_plan_that_was_changed_is_said_first(counted: Path) -> None:
+    table = json.loads((counted / "study.json").read_text())
+    write_table(counted / "study.json", table)
+    assert read_study(counted).doubts == ()
+    assert "checksum" not in read_study(counted).plan
+    changed(counted, margin=0.02)
+    assert "study.json was changed since" in findings(read_study(counted))[0]
 
 
 def test_cells_without_counts_still_count(counted: Path) -> None:

@@ -121,14 +121,17 @@ def existing(src: str, path: Path, *, known: bool = False) -> Path:
     """The path, if it is a folder. Raises UserError naming near ones, or --download."""
     if path.is_dir():
         return path
-    named = src if src == str(path) else f"{src}: {path}"
+    named = src if src == str(path) else f"{src.removesuffix(':')}: {path}"
     if path.exists():
         raise UserError(f"{named}: is a file; expected a folder of images")
     try:
         siblings = os.listdir(path.parent)
     except OSError:
         siblings = []
-    mend = "Pass --download to fetch it, or mend the path" if known else "Mend the path"
+    mend = "Mend the path"
+    if known:
+        own = "set FEWMASK_DATA to the folder it lies in" if src.endswith(":") else "mend the path"
+        mend = f"Pass --download to fetch it, or {own}"
     raise UserError(f"{named}: no such folder{near(path.name, siblings)}. {mend}")
 
 

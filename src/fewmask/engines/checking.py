@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,9 @@ from fewmask.data.looks import pixel_hash
 from fewmask.data.sources import MaskOptions, Pair, open_pairs
 from fewmask.engines.runtimes import NEAR, agreement, halves
 from fewmask.evaluation import score_pairs
-from fewmask.files import reading
 from fewmask.inference import Model, Network
 from fewmask.metrics import aggregate
+from fewmask.runs import read_split
 from fewmask.types import UserError
 
 TOLERANCE = 1e-3
@@ -100,11 +99,8 @@ def own_pairs(model: Model) -> list[Pair]:
     named, values = (told[key] and tuple(told[key]) for key in ("classes", "mask_values"))
     options = MaskOptions(told["border"], named, told["ignore"], values)
     there = {pair.name: pair for pair in open_pairs(told["src"], options).items}
-    path = model.run / "split.json"
-    with reading(path, "Fine-tune the run again, or name --images"):
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        split = [(str(one["name"]), str(one["image"])) for part in ("val", "train")
-                 for one in parts[part]]  # fmt: skip
+    parts = read_split(model.run, "Fine-tune the run again, or name --images")
+    split = [(one["name"], one["image"]) for name in ("val", "train") for one in parts[name]]
     found: list[Pair] = []
     for name, image in split:
         pair = there.get(name)

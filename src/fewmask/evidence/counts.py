@@ -21,37 +21,45 @@ class ScoredRun:
     score: float
     names: tuple[str, ...] = ()
     values: Values | None = None
-    """[n], their mean is the score; None where the cell holds no counts that give it."""
+    """[n], their mean is the score; None where the cell holds no counts."""
 
 
 def read_scored(score: float, cell: Path | None) -> ScoredRun:
-    """The counts of a cell's per_image.csv, if it is there, can be read and fits the score."""
-    if cell is None:
+    """A run's score, with the counts of its cell's per_image.csv where there are any.
+
+    Raises OSError, ValueError, KeyError, TypeError or csv.Error where that file is not ours, or its
+    counts don't give the score: an interval without them would be too narrow.
+    """
+    counts = None if cell is None else read_counts(cell / "per_image.csv")
+    if counts is None:
         return ScoredRun(score)
-    try:
-        names, inside, union = read_counts(cell)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        return ScoredRun(score)
+    names, inside, union = counts
     values = influences(inside, union)
-    if not abs(float(values.mean()) - score) < CLOSE:
-        return ScoredRun(score)
+    found = float(values.mean())
+    if not abs(found - score) < CLOSE:
+        raise ValueError(f"its counts give an IoU of {found:.6f}, the results say {score:.6f}")
     return ScoredRun(score, names, values)
 
 
-def read_counts(cell: Path) -> tuple[tuple[str, ...], Values, Values]:
+def read_counts(path: Path) -> tuple[tuple[str, ...], Values, Values] | None:
     """(names, intersections [n,K], unions [n,K]) of a cell's test images, in pixels.
 
-    Of two classes those of the foreground alone, K = 1, as its IoU. Raises OSError, ValueError,
-    KeyError, TypeError or csv.Error where per_image.csv is not there or not ours.
+    Of two classes those of the foreground alone, K = 1, as its IoU. None where there is no such
+    file, or no counts in it. Raises as `read_scored` where it is not ours.
     """
-    with (cell / "per_image.csv").open(encoding="utf-8", newline="") as lines:
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     if not rows:
-        raise ValueError(f"{cell}: per_image.csv holds no image")
+        raise ValueError("holds no image")
     columns = rows[0].keys()
     classes = [""] if "tp" in columns else [c[2:] for c in columns if c.startswith("tp_")]
-    table = np.array(
-        [[[float(row[f"{of}{name}"]) for name in classes] for row in rows]
-         for of in ("tp", "fp", "fn")]
-    )  # fmt: skip
+    texts = [[[row[f"{of}{name}"] for name in classes] for row in rows]
+             for of in ("tp", "fp", "fn")]  # fmt: skip
+    if not any(text for table in texts for row in table for text in row):
+        return None
+    table = np.array([[[float(text) for text in row] for row in rows] for rows in texts])
+    if table.min() < 0:
+        raise ValueError("a count is negative")
     return tuple(row["name"] for row in rows), table[0], table.sum(axis=0)

@@ -73,15 +73,15 @@ class Estimate:
         `runs`: what to expect of that many runs instead, if they vary like these; at least 2, inf
         for what the images alone leave open.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit  # scipy.stats.t's own, without its 0.2 ms a call
 
         if self.runs < 2:
             return np.full(np.shape(self.mean), np.nan)
         r = np.asarray(self.runs if runs is None else runs, float)
         tail = (1 - np.asarray(level)) / 2
-        squared = t.isf(tail, r - 1) ** 2 * self.over_runs * self.runs / r
+        squared = stdtrit(r - 1, tail) ** 2 * self.over_runs * self.runs / r
         if self.images:
-            squared = squared + t.isf(tail, self.images - 1) ** 2 * self.over_images
+            squared = squared + stdtrit(self.images - 1, tail) ** 2 * self.over_images
         found: Values = np.sqrt(squared)
         return found
 

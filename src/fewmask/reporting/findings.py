@@ -28,7 +28,7 @@ def findings(study: StudyFolder, against: list[Verdict] | None = None) -> list[s
     """
     against = verdicts(study) if against is None else against
     own = own_against_imagenet(study)
-    said = []
+    said = list(study.doubts)
     if own:
         said.append(
             verdict_sentence(own, "Own pre-training against ImageNet weights", BESIDE_IMAGENET)

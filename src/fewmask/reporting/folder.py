@@ -11,7 +11,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import reading
+from fewmask.files import CHANGED, read_table, reading, take_checksum
 from fewmask.reporting.sound import unsound, without_null
 from fewmask.types import UserError
 
@@ -20,7 +20,18 @@ NEEDED = ("arm", "budget", "repeat", "status")
 COUNTS = ("repeat", "n_train", "n_val")
 WORDS = ("arm", "encoder", "decoder", "recipe", "status")
 """Columns of results.csv that hold words; the others hold numbers."""
+SCORES = {
+    "iou", "f1", "dice_loss", "focal_loss", "bce_loss", "recall", "precision", "accuracy",
+    "iou_per_image", "iou_border_foreground",
+}  # fmt: skip
+"""Columns that are copied from the cells as they are."""
 REWRITE = "Run the study's command again to write it"
+PLAN_MEND = (
+    "Bring it back. Or remove it, and the study's command writes it again from the finished cells, "
+    "without what it knew of looks at verdicts"
+)
+MOST_DOUBTS = 3
+CELL_MEND = "Remove its folder, and the study's command does that cell again"
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class StudyFolder:
     plan: dict[str, Any]
     rows: tuple[dict[str, str], ...]
     cells: dict[tuple[str, Budget, int], Path]
+    doubts: tuple[str, ...] = ()
+    """Sentences on what was changed since it was written."""
+    changed: frozenset[tuple[str, Budget, int]] = frozenset()
+    """Cells of which results.csv says another score than they do themselves."""
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -136,16 +151,39 @@ def read_study(path: Path) -> StudyFolder:
     file = path / "study.json"
     if not file.is_file():
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
-    plan = without_null(_json_object(file))
-    if fault := unsound(plan):
-        raise UserError(f"{file}: damaged ({fault}). Run the study again to write it")
-    cells = _cells(path / "cells", plan.get("cells"))
+    plan, unchanged = read_plan(file)
+    doubts = [] if unchanged else [f"study.json was {CHANGED}."]
+    results = _results(path / "cells", plan.get("cells"))
+    cells = {place: folder for place, (folder, _) in results.items()}
     if cells and not (path / "results.csv").is_file():
         raise UserError(
             f"{path}: results.csv is gone, though {len(cells)} cells are finished. Run the study's "
             "command again to write it"
         )
-    return StudyFolder(path, plan, _rows(path / "results.csv"), cells)
+    rows, changed = _rows(path / "results.csv"), set()
+    for row in rows:
+        place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
+        if row["status"] == "done" and place in results:
+            said = _other_scores(row, *results[place])
+            doubts += said
+            changed |= {place} if said else set()
+    if len(doubts) > MOST_DOUBTS:
+        doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more numbers were changed."]
+    return StudyFolder(path, plan, rows, cells, tuple(doubts), frozenset(changed))
+
+
+def read_plan(file: Path) -> tuple[dict[str, Any], bool]:
+    """What study.json says, less its null entries, and whether it is as it was written.
+
+    Raises UserError where it can't be read.
+    """
+    with reading(file, PLAN_MEND):
+        table = dict(json.loads(file.read_text(encoding="utf-8")))
+        unchanged = take_checksum(table)
+        plan: dict[str, Any] = without_null(table)
+        if fault := unsound(plan):
+            raise ValueError(fault)
+    return plan, unchanged
 
 
 def budget_label(budget: Budget) -> str:
@@ -167,16 +205,6 @@ def _copies(shared: dict[str, Any], what: str, verb: str | None = None) -> str:
     does = ("is" if n == 1 else "are") if verb is None else f"{verb}{'s' * (n == 1)}"
     copies = f"{near} altered cop{'y' if near == 1 else 'ies'}"
     return f"{n} {named} ({exact} of equal pixels, {copies}) {does}"
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); run the study again to write it") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} holds a {type(value).__name__}; expected an object of settings")
-    return value
 
 
 def _rows(file: Path) -> tuple[dict[str, str], ...]:
@@ -232,15 +260,37 @@ def _place(arm: Any, budget: Any, repeat: Any) -> tuple[str, Budget, int]:
         raise ValueError(*mistake.faults) from None
 
 
-def _cells(folder: Path, keys: list[str] | None) -> dict[tuple[str, Budget, int], Path]:
-    """The plan's own cells; a folder may hold those of earlier settings as well."""
+def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> list[str]:
+    """Where results.csv gives a cell another score than the cell's own result.json, in sentences.
+
+    Raises UserError where that is damaged.
+    """
+    found = []
+    for name in sorted(SCORES & row.keys() & result.keys()):
+        said = read_score(row[name])
+        with reading(cell / "result.json", CELL_MEND):
+            own = math.nan if result[name] in (None, "") else float(result[name])
+        if said != own and not (math.isnan(said) and math.isnan(own)):
+            found.append(
+                f"results.csv was changed: it says {name} {row[name] or 'undefined'} of "
+                f"{cell.name}, whose own result.json says {result[name]}."
+            )
+    return found
+
+
+def _results(
+    folder: Path, keys: list[str] | None
+) -> dict[tuple[str, Budget, int], tuple[Path, dict[str, Any]]]:
+    """The plan's own cells, and what their result.json say; a folder may hold those of earlier
+    settings as well.
+    """
     found = {}
     for file in sorted(folder.glob("*/result.json")):
         if keys is not None and file.parent.name not in keys:
             continue
-        result = _json_object(file)
-        if {"arm", "budget", "repeat"} <= result.keys():
-            with reading(file, "Remove its folder, and run the study again"):
-                key = _place(result["arm"], result["budget"], result["repeat"])
-            found[key] = file.parent
+        with reading(file, CELL_MEND):
+            result = read_table(file)
+            if {"arm", "budget", "repeat"} <= result.keys():
+                place = _place(result["arm"], result["budget"], result["repeat"])
+                found[place] = (file.parent, result)
     return found

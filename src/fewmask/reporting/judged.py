@@ -5,8 +5,8 @@ from __future__ import annotations
 from fewmask.evidence.counts import ScoredRun, read_scored
 from fewmask.evidence.rows import parse_budget
 from fewmask.evidence.verdicts import MARGIN, Rules, Verdict, judge
-from fewmask.files import csv_text, write_text_atomic
-from fewmask.reporting.folder import Budget, StudyFolder
+from fewmask.files import csv_text, reading, write_text_atomic
+from fewmask.reporting.folder import CELL_MEND, Budget, StudyFolder
 
 COLUMNS = (
     "arm", "baseline", "budget", "repeats", "iou", "baseline_iou", "difference", "low", "high",
@@ -59,7 +59,11 @@ def write_verdicts(study: StudyFolder, judged: list[Verdict]) -> None:
 
 
 def _runs(study: StudyFolder, arm: str, budget: Budget) -> dict[int, ScoredRun]:
-    return {
-        repeat: read_scored(score, study.cells.get((arm, budget, repeat)))
-        for repeat, score in study.runs(arm, budget).items()
-    }
+    """Raises UserError where a cell's per_image.csv is damaged."""
+    found = {}
+    for repeat, score in study.runs(arm, budget).items():
+        place = (arm, budget, repeat)
+        cell = None if place in study.changed else study.cells.get(place)
+        with reading((cell or study.path) / "per_image.csv", CELL_MEND):
+            found[repeat] = read_scored(score, cell)
+    return found

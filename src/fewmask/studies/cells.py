@@ -17,7 +17,7 @@ from fewmask.files import write_text_atomic
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
-from fewmask.runs import config_of, key_of, write_result
+from fewmask.runs import config_of, key_of, split_name, write_result
 from fewmask.segmentation import Geometry, Segmenter
 from fewmask.settings import FinetuneSettings
 from fewmask.studies.plan import Arm, Cell
@@ -59,7 +59,7 @@ def run_cell(study: Study, cell: Cell) -> None:
         "whole": budget.whole,
         **_tested(study, segmenter, settings),
         "fingerprint": study.prepared.pairs.fingerprint(),
-        "split": workflows.split_name(workflows.split_of(study.prepared, budget)),
+        "split": split_name(workflows.split_of(study.prepared, budget)),
         **workflows.machine_of(study.fabric),
         "start": study.starts[cell.arm.name],
     }

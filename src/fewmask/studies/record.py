@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,12 +16,20 @@ from fewmask.data import classes
 from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.decoders import component
-from fewmask.files import csv_text, reading, write_json_atomic, write_text_atomic
+from fewmask.files import (
+    CHANGED,
+    CHECKSUM,
+    csv_text,
+    read_table,
+    reading,
+    write_json_atomic,
+    write_table,
+    write_text_atomic,
+)
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
-from fewmask.reporting.folder import read_study
-from fewmask.reporting.sound import unsound, without_null
+from fewmask.reporting.folder import CELL_MEND, PLAN_MEND, read_plan, read_study
 from fewmask.runs import config_of, key_of, made_by, versions
 from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
@@ -138,8 +145,8 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     }
     path = study.folder(cell) / "result.json"
     if path.exists():
-        with reading(path, "Remove its folder, and the same command does that cell again"):
-            result = dict(json.loads(path.read_text(encoding="utf-8")))
+        with reading(path, CELL_MEND):
+            result = read_table(path)
             row |= {name: _number(name, result[name]) for name in columns
                     if row[name] is None and name in result}  # fmt: skip
             row |= {"seconds": round(row["seconds"], 1), "status": "done", "iou": result["iou"]}
@@ -160,18 +167,16 @@ def earlier_facts(out: Path) -> dict[str, Any]:
     path = out / "study.json"
     if not path.exists():
         return {}
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
-    known = isinstance(found, dict) and found.keys() >= {"name", "pairs", "fingerprint"}
-    if not known or unsound(without_null(found)):
+    found, unchanged = read_plan(path)
+    if not unchanged:
         raise UserError(
-            f"{path}: damaged, or no study's. Bring it back. Or remove it, and the same command "
-            "writes it again from the finished cells, without what it knew of looks at verdicts"
+            f"{path}: {CHANGED}. {PLAN_MEND}; keep a change of your own by taking its "
+            f"entry {CHECKSUM} out"
         )
-    whole: dict[str, Any] = without_null(found)
-    return whole
+    missing = [name for name in ("name", "pairs", "fingerprint") if name not in found]
+    if missing:
+        raise UserError(f"{path}: no study's, for it has no {missing[0]}. {PLAN_MEND}")
+    return found
 
 
 def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
@@ -183,7 +188,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     names = [pair.name for pair in study.prepared.pairs.items]
     panels = _panels(study)
     # First, so that a study killed right here is known as one.
-    write_json_atomic(out / "study.json", _facts(study, command, cells, panels))
+    write_table(out / "study.json", _facts(study, command, cells, panels))
     write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
     _write_panels(study, panels)
 

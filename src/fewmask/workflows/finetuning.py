@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +30,20 @@ from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.loader import Stream
 from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
-from fewmask.files import write_text_atomic
+from fewmask.files import write_table, write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
 from fewmask.ranks import told_by_the_first
-from fewmask.runs import claim, config_of, held, key_of, read_result, refuse_others, write_result
+from fewmask.runs import (
+    claim,
+    config_of,
+    held,
+    key_of,
+    read_result,
+    refuse_others,
+    split_name,
+    write_result,
+)
 from fewmask.segmentation import Geometry, SegmentationTask, Segmenter, describe
 from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit
@@ -281,11 +289,6 @@ def split_of(prepared: Prepared, budget: Budget) -> dict[str, list[dict[str, str
     }
 
 
-def split_name(split: dict[str, list[dict[str, str]]]) -> str:
-    """A name for the content of a split."""
-    return blake2b(json.dumps(split).encode(), digest_size=16).hexdigest()
-
-
 def save_run(
     settings: FinetuneSettings,
     segmenter: Segmenter,
@@ -303,7 +306,7 @@ def save_run(
     described = describe(segmenter, geometry) | {"options": options}
     described["flops"] = segmenter.flops(settings.size)
     write_text_atomic(out / "split.json", json.dumps(named, indent=1) + "\n")
-    write_text_atomic(out / "model.json", json.dumps(described) + "\n")
+    write_table(out / "model.json", described)
     for_smp = decoders.smp_config(segmenter.network)
     if for_smp is not None:
         write_text_atomic(out / "config.json", json.dumps(for_smp))
