@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/fewmask demo --out demo-run
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ from fewmask.types import UserError
 from fewmask.workflows import prepare
 from fewmask.workflows.finetuning import Prepared, Validation
 
+pytestmark = pytest.mark.xdist_group("multiclass")  # what they share is made once
+
 ROWS = (
     ("ground", (0, 0, 0)),
     ("disc", (200, 30, 30)),

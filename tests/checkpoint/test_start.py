@@ -329,3 +329,25 @@ def test_a_decoder_that_does_not_fit_is_refused_with_the_mend(tmp_path: Path) ->
     decoder_run(tmp_path, {**state, "2.bias": torch.ones(1), "1.a": torch.ones(1)}, None)
     refused = faults_of(lambda: load_decoder(network, run, "unet"))
     assert refused == (told("0.weight, 1.a, 1.running_mean"),)
+
+
+@pytest.mark.parametrize("result", [None, "{}"])
+def test_a_folder_of_another_command_is_no_unfinished_run(
+    result: str | None, tmp_path: Path
+) -> None:
+    """What predict leaves; and a finished run whose weights were taken away."""
+    (tmp_path / "config.toml").write_text('run = "x"\n' if result is None else 'pairs = "y"\n')
+    if result is not None:
+        (tmp_path / "result.json").write_text(result)
+    with pytest.raises(UserError, match=r"trains no encoder, or its weights .* Name the folder"):
+        start(str(tmp_path))
+    (tmp_path / "result.json").unlink(missing_ok=True)
+    (tmp_path / "config.toml").write_text('pairs = "y"\n')
+    with pytest.raises(UserError, match="not finished"):
+        start(str(tmp_path))
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(UserError, match=r"w\.pth: is empty"):
+        start(str(tmp_path / "w.pth"))

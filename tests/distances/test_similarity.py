@@ -18,6 +18,8 @@ from fewmask.distances import command
 from fewmask.distances.command import FLOOR
 from fewmask.types import UserError
 
+pytestmark = pytest.mark.xdist_group("similarity")  # what they share is made once
+
 
 def write_set(folder: Path, channel: int, n: int, seed: int) -> Path:
     """Pictures of a patch of one colour on noise."""

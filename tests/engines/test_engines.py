@@ -21,9 +21,12 @@ from fewmask.engines.opening import flops
 from fewmask.inference import load_run
 from fewmask.types import UserError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+    ),
+    pytest.mark.xdist_group("engines"),  # one run, and its engines made once
+]
 
 
 @pytest.fixture

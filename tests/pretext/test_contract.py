@@ -153,6 +153,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("name", PRETEXTS)
 def test_two_processes_do_what_one_does(
     name: str, of_two_processes: list[dict[str, Tensor]]

@@ -21,6 +21,8 @@ from fewmask.probing import command, whole
 from fewmask.probing.outcome import _score, interval
 from fewmask.types import UserError
 
+pytestmark = pytest.mark.xdist_group("probe")  # what they share is made once
+
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:

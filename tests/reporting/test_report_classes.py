@@ -59,7 +59,7 @@ def test_the_page_shows_them_with_their_colours(out: Path) -> None:
 
 
 def test_two_classes_have_no_such_table(make_study: Callable[..., Path], tmp_path: Path) -> None:
-    out = make_study(tmp_path, budgets=(0.2,), repeats=1)
+    out = make_study(tmp_path, ("scratch",), (0.2,), 1, panels=False)
     assert class_rows(read_study(out)) == []
     assert "IoU of each class" not in write_report(out).read_text()
 

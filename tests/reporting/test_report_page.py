@@ -18,6 +18,8 @@ from fewmask.reporting.judged import verdicts
 from fewmask.reporting.page import write_report
 from fewmask.reporting.theme import signed
 
+pytestmark = pytest.mark.xdist_group("page")  # what they share is made once
+
 FIGURES = [
     "differences.png", "examples_0.png", "examples_1.png", "examples_2.png", "examples_3.png",
     "examples_4.png", "iou_vs_budget.png", "panels_arms.png", "panels_budgets.png",
@@ -186,12 +188,13 @@ def test_the_data_is_described(tmp_path: Path, make_study: Callable[..., Path]) 
         "classes": [{"name": "pet <b>", **shares}],
         "nearness": [{"name": "cifar10", "kid": 0.158, "low": 0.0896, "high": 0.2654}],
     }
-    text = write_report(make_study(tmp_path / "study", data=data)).read_text()
+    small = {"arms": ("scratch",), "budgets": (8,), "repeats": 1, "panels": False}
+    text = write_report(make_study(tmp_path / "study", **small, data=data)).read_text()
     row = text[text.index("pet &lt;b&gt;") :]
     assert re.findall(r"<td[^>]*>([^<]*)", row)[:4] == ["554", "32.5 %", "139", "33.7 %"]
     row = text[text.index("<span>cifar10</span>") :]
     assert re.findall(r"<td[^>]*>([^<]*)", row)[:2] == ["158.0", "89.6 to 265.4"]
-    assert 'id="data"' not in write_report(make_study(tmp_path / "older")).read_text()
+    assert 'id="data"' not in write_report(make_study(tmp_path / "older", **small)).read_text()
 
 
 def test_every_link_has_its_place(page: Path) -> None:

@@ -24,6 +24,8 @@ from fewmask.settings import StudySettings
 from fewmask.studies import cluster
 from fewmask.types import UserError
 
+pytestmark = pytest.mark.xdist_group("cluster")  # what they share is made once
+
 PLAN = """
 pairs = "{pairs}"
 encoder = "resnet18"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -147,11 +148,25 @@ def start_file(start: str) -> Path:
             return path / name
     fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
     if (path / "config.toml").is_file():
+        if (path / "result.json").is_file() or _trains_nothing(path / "config.toml"):
+            raise UserError(
+                f"{fault}: it comes from a command that trains no encoder, or its weights were "
+                "taken away. Name the folder of a fewmask pretrain or finetune"
+            )
         raise UserError(f"{fault}: a run that is not finished. Run its command again to finish it")
     below = [p for f in (path, path / "cells", path / "encoders") for p in _listed(f)]
     runs = [str(p) for p in below if any((p / name).is_file() for name in RUN_WEIGHTS)]
     hint = f"; the runs {', '.join(sorted(runs)[:SHOWN])} lie in it" if runs else ""
     raise UserError(f"{fault}, so it is no run folder{hint}")
+
+
+def _trains_nothing(config: Path) -> bool:
+    """Whether a config.toml is that of another command than pretrain and finetune."""
+    try:
+        table = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(table.keys() & {"run", "sources"})
 
 
 def _listed(folder: Path) -> list[Path]:
