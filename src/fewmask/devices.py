@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def make_fabric(device: str, devices: int, precision: str, started: Launch | Non
         from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
         from lightning_fabric.plugins.environments.lightning import LightningEnvironment
         from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-        from lightning_fabric.strategies.ddp import DDPStrategy
+
+        from fewmask.ranks.quiet import QuietDDP
 
     # It says on every start which precision it was told to use.
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
@@ -44,17 +46,17 @@ def make_fabric(device: str, devices: int, precision: str, started: Launch | Non
             f"{what} on {socket.gethostname()}: torch sees {torch.cuda.device_count()} GPUs"
         )
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    strategy: str | DDPStrategy = "auto"
+    strategy: str | QuietDDP = "auto"
     # Named, since Fabric would take a SLURM job's batch script for one of several processes.
     environment: ClusterEnvironment = LightningEnvironment()
     if started is not None:
-        # Every process would say that it is there.
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         environment = TorchElasticEnvironment()
-        strategy = DDPStrategy(find_unused_parameters=True)
+        strategy = QuietDDP(find_unused_parameters=True)
     elif devices > 1:
-        # Some encoders have weights that no map depends on: EfficientNet's classifier stem.
-        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True)
+        # Some encoders have weights that no map depends on: EfficientNet's classifier stem. Of the
+        # others torch would warn, and on a machine without a name server of that, from C++.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        strategy = QuietDDP(start_method="spawn", find_unused_parameters=True)
     return Fabric(
         accelerator=device,
         devices=devices,
