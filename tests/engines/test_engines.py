@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from PIL import Image
 
 import fewmask
 from fewmask.data.sources import open_images
-from fewmask.engines import opening, runtimes
+from fewmask.engines import opening, runtimes, signals
 from fewmask.engines.checking import AccuracyDrop, own_pairs
 from fewmask.engines.opening import flops
 from fewmask.inference import load_run
@@ -213,6 +215,31 @@ def test_a_batch_in_portions_is_the_whole_batch(run: Path) -> None:
                     assert torch.allclose(network(given), wanted, atol=1e-3)
     finally:
         torch.set_num_threads(threads)
+
+
+@libraries
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' stack_t is another")
+def test_signals_keep_their_stack(run: Path, tmp_path: Path) -> None:
+    """Two engines freed in the order in which they came: Control-C was a segmentation fault."""
+    fewmask.predict(
+        run=str(run), paths=(str(run.parent / "photos"),), out=str(tmp_path / "p"),
+        engine="openvino",
+    )  # fmt: skip
+    place = opening._folder(load_run(run), "openvino", ()) / "model.xml"
+    with signals.own_signal_stack():  # were it lost, the tests that follow should not suffer
+        before = signal_stack()
+        networks = [runtimes.read_openvino(place) for _ in range(2)]
+        assert signal_stack() == before
+        while networks:
+            del networks[0]
+            gc.collect()
+        assert signal_stack() == before
+
+
+def signal_stack() -> tuple[int | None, int]:
+    stack = signals._Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.pointer, stack.size
 
 
 @libraries

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewmask.engines.signals import own_signal_stack
 from fewmask.inference import BATCH, PORTION, Network
 from fewmask.segmentation import predicted
 from fewmask.types import UserError
@@ -128,7 +129,8 @@ def compiled(model: Any, *, bf16: bool = False) -> Network:
     steps = openvino.preprocess.PrePostProcessor(read)
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))
-    ready = core.compile_model(steps.build(), "CPU", settings)
+    with own_signal_stack():
+        ready = core.compile_model(steps.build(), "CPU", settings)
     requests = [ready.create_infer_request() for _ in range(streams)]
 
     def network(images: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def write_int8(network: nn.Module, path: Path, images: Tensor) -> Network:
     """
     images, others = halves(images)
     openvino = needs("openvino")
-    with _quiet():
+    with _quiet(), own_signal_stack():
         nncf = needs("nncf")
         converted = openvino.convert_model(exported(network, images))
         calibration = nncf.Dataset([image.numpy() for image in torch.split(images, 1)])
