@@ -12,6 +12,7 @@ import inspect
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -43,8 +44,17 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
+def options(cls: type) -> tuple[tuple[Field[Any], Any, str], ...]:
     """(field, type, help) of a dataclass's fields; those of nested dataclasses flattened."""
+    return _options(cls)
+
+
+@cache
+def _options(cls: type) -> tuple[tuple[Field[Any], Any, str], ...]:
+    return tuple(_read_options(cls))
+
+
+def _read_options(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
     hints = get_type_hints(cls, localns=COMPONENTS)
     texts = {
         p.arg_name: p.description or ""

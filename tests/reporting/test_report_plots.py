@@ -31,7 +31,8 @@ def texts(figure: Figure) -> list[Any]:
         places = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
         hidden |= {label for place, label in places if not low <= place <= high}
     for axes in figure.axes:
-        hidden |= set() if axes.axison else set(axes.findobj(Text))
+        if not axes.axison:
+            hidden |= {*axes.xaxis.findobj(Text), *axes.yaxis.findobj(Text)}
     shown = [t for t in figure.findobj(Text) if t.get_visible() and t not in hidden]
     boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in shown]
     return [(name, box) for name, box in boxes if name.strip()]

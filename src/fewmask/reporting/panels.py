@@ -18,6 +18,7 @@ from fewmask.types import IGNORED
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
@@ -119,10 +120,13 @@ def draw_panel(study: StudyFolder, panel: Panel, theme: Theme = LIGHT) -> Figure
         middle = (GAP + place * (CELL + GAP) + CELL / 2) / width
         figure.text(middle, 1 - (top - 0.09) / height, text, ha="center", va="baseline",
                     fontsize=9.5, color=theme.ink, linespacing=1.1)  # fmt: skip
+    # One for all cells: to make an axes takes longer than to show a picture.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    axes.set_axis_off()
     y = height - top
     for stem, tall in zip(panel.images, heights, strict=True):
         y -= tall
-        _draw_row(figure, study, panel, stem, (y, tall), theme)
+        _draw_row(axes, study, panel, stem, (y, tall), theme)
         y -= SCORE + GAP
     for left, line, colour, text in legend:
         _legend_entry(figure, (left, bottom - 0.22 - 0.24 * line), colour, text, theme)
@@ -130,10 +134,10 @@ def draw_panel(study: StudyFolder, panel: Panel, theme: Theme = LIGHT) -> Figure
 
 
 def _draw_row(
-    figure: Figure, study: StudyFolder, panel: Panel, stem: str, band: tuple[float, float],
+    axes: Axes, study: StudyFolder, panel: Panel, stem: str, band: tuple[float, float],
     theme: Theme,
 ) -> None:  # fmt: skip
-    """`band`: the row's lower edge and height, in inches."""
+    """`band`: the row's lower edge and height, in inches, which are what the axes counts in."""
     picture, truth = _picture(study, stem), _truth(study, stem)
     if picture is None or truth is None:
         return
@@ -142,20 +146,19 @@ def _draw_row(
         (paint(study, truth, truth), ""),
         *(_prediction(study, column, stem, truth) for column in panel.columns),
     ]
-    wide, tall = figure.get_size_inches()
     for place, (pixels, score) in enumerate(cells):
-        left = GAP + place * (CELL + GAP)
-        box = (left / wide, band[0] / tall, CELL / wide, band[1] / tall)
-        axes = figure.add_axes(box)
-        axes.set_axis_off()
-        middle = (left + CELL / 2) / wide
+        middle = GAP + place * (CELL + GAP) + CELL / 2
         if pixels is None:
-            figure.text(middle, (band[0] + band[1] / 2) / tall, score, ha="center", va="center",
-                        fontsize=9.5, color=theme.quiet, style="italic")  # fmt: skip
+            axes.text(middle, band[0] + band[1] / 2, score, ha="center", va="center",
+                      fontsize=9.5, color=theme.quiet, style="italic")  # fmt: skip
             continue
-        axes.imshow(pixels, aspect="equal", interpolation="antialiased")
-        figure.text(middle, (band[0] - 0.06) / tall, score, ha="center", va="top",
-                    fontsize=9.5, color=theme.ink)  # fmt: skip
+        scale = min(CELL / pixels.shape[1], band[1] / pixels.shape[0])
+        half, center = scale * pixels.shape[1] / 2, band[0] + band[1] / 2
+        rise = scale * pixels.shape[0] / 2
+        extent = (middle - half, middle + half, center - rise, center + rise)
+        axes.imshow(pixels, aspect="auto", extent=extent, interpolation="antialiased")
+        axes.text(middle, band[0] - 0.06, score, ha="center", va="top",
+                  fontsize=9.5, color=theme.ink)  # fmt: skip
 
 
 def _prediction(

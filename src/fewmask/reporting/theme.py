@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
+
 from fewmask.files import write_bytes_atomic
 from fewmask.reporting.folder import StudyFolder
 
@@ -54,32 +57,34 @@ DARK = Theme(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as PNG bytes, in both schemes; `width` is its natural width in CSS pixels."""
+    """A figure's RGB pixels, in both schemes; `width` is its natural width in CSS pixels."""
 
     name: str
-    light: bytes
-    dark: bytes
+    light: Image.Image
+    dark: Image.Image
     width: int
 
 
 def write_picture(study: StudyFolder, name: str, draw: Callable[[Theme], Figure]) -> Picture:
     """Write `figures/NAME.png` (light) and return it with its dark twin, which the page needs."""
     figure = draw(LIGHT)
-    light = png(figure)
-    write_bytes_atomic(study.path / "figures" / f"{name}.png", light)
-    return Picture(name, light, png(draw(DARK)), round(figure.get_figwidth() * 100))
+    light = rendered(figure)
+    buffer = BytesIO()
+    light.save(buffer, "PNG", dpi=(DPI, DPI))
+    write_bytes_atomic(study.path / "figures" / f"{name}.png", buffer.getvalue())
+    return Picture(name, light, rendered(draw(DARK)), round(figure.get_figwidth() * 100))
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
+def rendered(figure: Figure) -> Image.Image:
+    """The figure's pixels, the same for the same figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure)
-    buffer = BytesIO()
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():  # a class name in a script that the font lacks: boxes
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
 def arm_style(study: StudyFolder, arm: str, theme: Theme) -> tuple[str, str]:
