@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,11 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from fewmask.cli import main
 
 Run = subprocess.CompletedProcess[str]
 
@@ -25,6 +29,17 @@ def fewmask(*arguments: str | Path, cwd: Path | None = None) -> Run:
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False
     )
+
+
+def here(*arguments: str | Path) -> Run:
+    """As `fewmask`, in this process: most of the seconds of a mistake are the imports."""
+    out, told, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(told):
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Run(arguments, code, out.getvalue(), told.getvalue())
 
 
 def is_mistake(run: Run, *words: str) -> None:
@@ -130,13 +145,13 @@ def test_faulty_pairs(
     words = fault(pairs)
     out = tmp_path / "out"
     flags = [*SMALL, "--out", out] if command == "finetune" else []
-    is_mistake(fewmask(command, "--pairs", pairs, *flags), *words)
+    is_mistake(here(command, "--pairs", pairs, *flags), *words)
     assert not out.exists()
 
 
 def test_all_faults_at_once(pairs: Path) -> None:
     words = break_missing_mask(pairs) + break_text(pairs)
-    run = fewmask("check", "--pairs", pairs)
+    run = here("check", "--pairs", pairs)
     is_mistake(run, *words)
     assert len(run.stderr.strip().splitlines()) >= 3
     assert "faults" in run.stderr.splitlines()[0]
@@ -147,16 +162,16 @@ def test_other_mistakes(pairs: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     tune = ["finetune", "--pairs", pairs, "--out", out, "--size", "32", "--steps", "2"]
-    is_mistake(fewmask("check", "--pairs", empty), "empty")
-    is_mistake(fewmask("pretrain", "--images", empty, *SMALL, "--out", out), "empty")
-    is_mistake(fewmask(*tune, "--encoder", "resnet5"), "resnet5", "resnet50")
-    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--init", tmp_path / "emptY"), "emptY")
-    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--init", empty), "empty")
-    is_mistake(fewmask(*tune, "--encoder", "resnet18", "--decoder", "unett"), "unett", "unet")
-    is_mistake(fewmask("evaluate", empty, "--pairs", pairs, "--out", out), "empty")
-    is_mistake(fewmask("predict", empty, pairs, "--out", out), "empty")
-    is_mistake(fewmask("study", "quik", "--out", out), "quik", "quick")
-    is_mistake(fewmask("report", empty), "empty")
+    is_mistake(here("check", "--pairs", empty), "empty")
+    is_mistake(here("pretrain", "--images", empty, *SMALL, "--out", out), "empty")
+    is_mistake(here(*tune, "--encoder", "resnet5"), "resnet5", "resnet50")
+    is_mistake(here(*tune, "--encoder", "resnet18", "--init", tmp_path / "emptY"), "emptY")
+    is_mistake(here(*tune, "--encoder", "resnet18", "--init", empty), "empty")
+    is_mistake(here(*tune, "--encoder", "resnet18", "--decoder", "unett"), "unett", "unet")
+    is_mistake(here("evaluate", empty, "--pairs", pairs, "--out", out), "empty")
+    is_mistake(here("predict", empty, pairs, "--out", out), "empty")
+    is_mistake(here("study", "quik", "--out", out), "quik", "quick")
+    is_mistake(here("report", empty), "empty")
     assert not out.exists()
 
 
