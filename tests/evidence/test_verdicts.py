@@ -194,7 +194,8 @@ def test_counts_are_read_back_and_must_fit_the_score(tmp_path: Path) -> None:
     assert found.names == ("a", "b")
     assert found.values is not None
     assert found.values.mean() == pytest.approx(10 / 14)
-    assert read_scored(0.5, tmp_path).values is None
+    with pytest.raises(ValueError, match=r"give an IoU of 0\.714286, the results say 0\.500000"):
+        read_scored(0.5, tmp_path)
     assert read_scored(0.5, tmp_path / "none").values is None
     assert read_scored(0.5, None).values is None
 
