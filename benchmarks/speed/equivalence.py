@@ -200,7 +200,7 @@ def engines(a: argparse.Namespace) -> list[dict[str, Any]]:
             try:
                 compared = compare(load_run(run), kind, precision, a.images, int8=int8)
             except UserError as mistake:
-                compared = {"missing": str(mistake)}
+                compared = {"missing": str(mistake).removeprefix(f"{run}: ")}
             found.append({"engine": name, **compared})
     return found
 
