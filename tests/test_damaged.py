@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,10 @@ def test_wilson_s_ends_are_where_the_share_is_two_sigmas_away(share: float, n: i
     assert wilson(0.0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
 
 
-def test_an_unknown_encoder_is_told_with_its_file(tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(json.dumps({**SOUND, "encoder": "resnet18x"}))
+@pytest.mark.parametrize("what", ["encoder", "decoder"])
+def test_an_unknown_name_is_told_with_its_file(tmp_path: Path, what: str) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({**SOUND, what: "resnet18x"}))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'model.json'))}: .*again"):
+    with pytest.raises(UserError, match=r"resnet18x.*\. Fine-tune the run again$") as told:
         load_run(tmp_path)
+    assert str(told.value).count(f"{tmp_path / 'model.json'}: ") == 1

@@ -105,7 +105,8 @@ def test_a_digit_that_changed_is_not_believed(
     with pytest.raises(UserError) as told:
         look[name]()
     assert str(told.value).startswith(f"{run / name}: ")
-    assert "changed since it was written" in str(told.value) or name == "split.json"
+    said = "it is not the split that" if name == "split.json" else "changed since it was written"
+    assert said in str(told.value)
     (run / name).write_text(text)
     assert open_run(run).geometry.size == SMALL["size"]
     assert len(trained_hashes(run)) == 8
@@ -141,8 +142,8 @@ def test_other_data_and_no_results_are_mistakes(
         fewmask.rerun(result=str(run), out=str(run))
     with pytest.raises(UserError, match=r"holds neither study\.json nor"):
         fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
-    (run / "result.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"result\.json: damaged"):
+    (run / "result.json").write_text("[]")
+    with pytest.raises(UserError, match=r"result\.json: damaged \(TypeError: holds a list"):
         fewmask.rerun(result=str(run), out=str(tmp_path / "b"))
 
 

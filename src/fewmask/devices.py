@@ -53,8 +53,9 @@ def make_fabric(device: str, devices: int, precision: str, started: Launch | Non
         environment = TorchElasticEnvironment()
         strategy = QuietDDP(find_unused_parameters=True)
     elif devices > 1:
-        # Some encoders have weights that no map depends on: EfficientNet's classifier stem. Of the
-        # others torch would warn, and on a machine without a name server of that, from C++.
+        # Some encoders have weights that no map depends on: EfficientNet's classifier stem. Where
+        # all are used, torch warns from C++ that the flag is needless, and without a name server it
+        # warns of that; the processes that are spawned read this when they import torch.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         strategy = QuietDDP(start_method="spawn", find_unused_parameters=True)
     return Fabric(

@@ -227,39 +227,49 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 CHECKSUM = "checksum"
 """The last entry of a table that is held against it when it is read."""
+CHANGED = "changed since it was written: its entries don't fit its checksum"
 
 
-def write_table(path: Path, table: Mapping[str, Any]) -> None:
-    """As `write_atomic`, of a table as JSON, with its checksum; what JSON doesn't know as text."""
-    plain = json.loads(json.dumps(dict(table), default=str))
-    whole = plain | {CHECKSUM: checksum(plain)}
-    write_text_atomic(path, json.dumps(whole, indent=1) + "\n")
+def write_sealed(path: Path, table: Mapping[str, Any], *, loose: bool = False) -> None:
+    """As `write_atomic`, of a table as JSON, with its checksum.
+
+    `loose`: what JSON doesn't know becomes text, and NaN stays; both are else an error.
+    """
+    text = json.dumps(dict(table), default=str if loose else None, allow_nan=loose)
+    plain: dict[str, Any] = json.loads(text)
+    plain.pop(CHECKSUM, None)
+    write_text_atomic(path, json.dumps(plain | {CHECKSUM: _sum(plain)}, indent=1) + "\n")
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
     """The table of a JSON file, without its checksum; one that has none is taken as it is.
 
     To be used within `reading`: raises OSError, and the errors of UNEXPECTED for what is no table
     of ours, or was changed.
     """
-    table: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    if not take_checksum(table):
+    table, unchanged = read_opened(path)
+    if not unchanged:
         raise ValueError(f"{CHANGED}; if that was on purpose, take the entry {CHECKSUM} out")
     return table
 
 
-CHANGED = "changed since it was written: its entries don't fit its checksum"
-
-
-def take_checksum(table: dict[str, Any]) -> bool:
-    """Take a table's checksum out of it; whether it fits, or there is none."""
+def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
+    """As `read_sealed`, and whether the checksum fits or there is none."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(table, dict):
+        raise TypeError(f"holds a {type(table).__name__}, not a table")
     said = table.pop(CHECKSUM, None)
-    return said is None or said == checksum(table)
+    return table, said is None or said == _sum(table)
 
 
-def checksum(table: Mapping[str, Any]) -> str:
-    """CRC-32 of the entries, however the file is laid out."""
-    return f"{zlib.crc32(json.dumps(table, sort_keys=True).encode()):08x}"
+def _sum(table: Mapping[str, Any]) -> str:
+    """Of the entries, however the file is laid out."""
+    return crc(json.dumps(table, sort_keys=True))
+
+
+def crc(text: str) -> str:
+    """CRC-32 of a text, in hexadecimal digits."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

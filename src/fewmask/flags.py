@@ -49,7 +49,7 @@ def options(cls: type) -> tuple[tuple[Field[Any], Any, str], ...]:
     return _options(cls)
 
 
-@cache
+@cache  # hints and docstrings take a second for all; mypy calls classes of ours not hashable
 def _options(cls: type) -> tuple[tuple[Field[Any], Any, str], ...]:
     return tuple(_read_options(cls))
 

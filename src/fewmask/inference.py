@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -24,7 +25,7 @@ from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
 from fewmask.data.items import ImageItem
-from fewmask.files import read_table, reading, write_bytes_atomic
+from fewmask.files import read_sealed, reading, write_bytes_atomic
 from fewmask.runs import read_split
 from fewmask.segmentation import Geometry, Segmenter, described_by, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError
@@ -60,13 +61,8 @@ class Model:
         An engine that was made ready does without: building takes seconds, most of them imports.
         Raises UserError where the weights, or what the run says of itself, cannot be read.
         """
-        path = self.run / "model.json"
-        try:
-            with reading(path, _MEND):
-                segmenter, _ = rebuild(self.described)
-        except UserError as mistake:  # a name that this version, or timm's, does not know
-            said = str(mistake)
-            raise UserError(said if str(path) in said else f"{path}: {said}. {_MEND}") from None
+        with _telling(self.run / "model.json"):
+            segmenter, _ = rebuild(self.described)
         try:
             segmenter.network.load_state_dict(read_weights(self.run / "model.safetensors"))
         except (ValueError, KeyError, TypeError, RuntimeError) as problem:
@@ -98,10 +94,24 @@ def open_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
         unfinished = (folder / "config.toml").exists() and not (folder / "result.json").exists()
         mend = "Run its command again to finish it" if unfinished else "Name one"
         raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
-    with reading(folder / "model.json", _MEND):
-        described = read_table(folder / "model.json")
+    path = folder / "model.json"
+    with reading(path, _MEND):
+        described = read_sealed(path)
+    with _telling(path):
         _, labels, geometry = described_by(described)
     return Model(labels, geometry, described, folder, torch.device(device))
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """As `reading`; faults that don't name the file, of unknown names in it, do so as well."""
+    try:
+        with reading(path, ""):
+            yield
+    except UserError as mistake:
+        start = f"{path}: "
+        told = (fault if fault.startswith(start) else start + fault for fault in mistake.faults)
+        raise UserError(*(f"{fault.rstrip('. ')}. {_MEND}" for fault in told)) from None
 
 
 def trained_hashes(run: Path) -> frozenset[str]:

@@ -14,7 +14,7 @@ from fewmask import workflows
 from fewmask.checkpoint import read_weights
 from fewmask.data.sources import open_images, open_pairs
 from fewmask.decoders import DECODERS
-from fewmask.files import read_table, reading
+from fewmask.files import read_sealed, reading
 from fewmask.flags import build_parser, construct, given, options, read_config
 from fewmask.pretext import PRETEXTS
 from fewmask.runs import made_by, refuse_changed
@@ -54,7 +54,7 @@ def rerun(settings: RerunSettings) -> RerunResult:
 
 def _read(path: Path) -> dict[str, Any]:
     with reading(path, "Take the whole folder, as it was written"):
-        return read_table(path)
+        return read_sealed(path)
 
 
 def _surroundings(told: dict[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import platform
 import time
 import tomllib
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from fewmask.files import CHECKSUM, read_table, reading, write_table, write_text_atomic
+from fewmask.files import CHECKSUM, crc, read_sealed, reading, write_sealed, write_text_atomic
 from fewmask.flags import flat
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
 from fewmask.types import Transfer, UserError, is_union
@@ -65,7 +64,7 @@ def claim(out: Path, config: dict[str, Any]) -> None:
     refuse_others(out, config)
     if not (out / "config.toml").exists():
         text = tomli_w.dumps(config)
-        write_text_atomic(out / "config.toml", f"{text}{_SEAL}{zlib.crc32(text.encode()):08x}\n")
+        write_text_atomic(out / "config.toml", f"{text}{_SEAL}{crc(text)}\n")
 
 
 _SEAL = f"# {CHECKSUM} "
@@ -75,8 +74,9 @@ _SEAL = f"# {CHECKSUM} "
 def refuse_changed(path: Path) -> None:
     """Raises UserError where a run's config.toml is not as the run has written it."""
     with reading(path, "Bring the file back"):
-        text, seal, said = path.read_text(encoding="utf-8").rpartition(_SEAL)
-    if seal and said.strip() != f"{zlib.crc32(text.encode()):08x}":
+        *lines, last = path.read_text(encoding="utf-8").splitlines() or [""]
+    text = "".join(f"{line}\n" for line in lines)
+    if last.startswith(_SEAL) and last != f"{_SEAL}{crc(text)}":
         raise UserError(
             f"{path}: changed since it was written. Bring the file back; keep a change of your own "
             f"by taking its last line, {_SEAL.strip()}, out"
@@ -179,7 +179,7 @@ def write_result(folder: Path, result: Any, **more: Any) -> None:
     table = asdict(result) | more | {"versions": own}
     table["made_by"] = {name: value for name, value in here.items() if name not in own}
     table["out"] = str(result.out)
-    write_table(folder / "result.json", table)
+    write_sealed(folder / "result.json", table, loose=True)
     (folder / "state.pt").unlink(missing_ok=True)
 
 
@@ -196,9 +196,10 @@ def read_result(
         return None
     mend = "Bring it back, or remove it to train again"
     with reading(path, mend):
-        table = read_table(path)
-        found = table["key"] if key is not None else None
-    if found != key:
+        table = read_sealed(path)
+        if key is not None and not isinstance(table.get("key"), str):
+            raise KeyError("key")
+    if key is not None and table["key"] != key:
         raise UserError(
             f"{out}: finished with other images, masks or starting weights than there are now. "
             "Choose another --out"
@@ -250,11 +251,15 @@ def read_split(run: Path, mend: str) -> dict[str, list[dict[str, str]]]:
     result.json names.
     """
     path, result = run / "split.json", run / "result.json"
+    named = None
+    if result.exists():
+        with reading(result, "Bring it back, or remove it to train again"):
+            named = read_sealed(result).get("split")
     with reading(path, mend):
-        parts = dict(json.loads(path.read_text(encoding="utf-8")))
-        if result.exists() and read_table(result).get("split", "") not in ("", split_name(parts)):
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        if named is not None and named != split_name(parts):
             raise ValueError(f"it is not the split that {result} names")
         return {
-            part: [{key: str(entry[key]) for key in ("name", "image")} for entry in pairs]
-            for part, pairs in parts.items()
+            part: [{key: str(entry[key]) for key in ("name", "image")} for entry in parts[part]]
+            for part in ("train", "val")
         }

@@ -209,8 +209,8 @@ class _Loop:
         self.task, self.optimizer = fabric.setup(task, optimizer)
         # After the set-up has moved the parameters: the optimiser's state follows them.
         self.memory = _resume(run.out / "state.pt", run.key, task, optimizer, fabric.device)
-        if not self.memory.step and run.say and _begun(run.out / "metrics.jsonl"):
-            run.say("an earlier try was stopped before its first state was saved; it begins anew")
+        if not self.memory.step and run.say and _holds_steps(run.out / "metrics.jsonl"):
+            run.say("metrics.jsonl holds steps, but no state is there to go on from: begins anew")
         self.backward = Backward(fabric, self.task, task, self.memory.parts, run.say)
         self.log_every = max(1, run.steps // 100)
         self.log_path = run.out / "metrics.jsonl"
@@ -403,8 +403,8 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _begun(path: Path) -> bool:
-    """Whether a log holds rows of steps."""
+def _holds_steps(path: Path) -> bool:
+    """Whether a log is there and not empty."""
     return path.exists() and path.stat().st_size > 0
 
 

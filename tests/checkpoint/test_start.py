@@ -336,13 +336,14 @@ def test_a_folder_of_another_command_is_no_unfinished_run(
     result: str | None, tmp_path: Path
 ) -> None:
     """What predict leaves; and a finished run whose weights were taken away."""
-    (tmp_path / "config.toml").write_text('run = "x"\n' if result is None else 'pairs = "y"\n')
+    (tmp_path / "config.toml").write_text('run = "x"\n' if result is None else 'decoder = "y"\n')
     if result is not None:
         (tmp_path / "result.json").write_text(result)
-    with pytest.raises(UserError, match=r"trains no encoder, or its weights .* Name the folder"):
+    told = r"trains no encoder\. Name the" if result is None else "whose weights are gone"
+    with pytest.raises(UserError, match=told):
         start(str(tmp_path))
     (tmp_path / "result.json").unlink(missing_ok=True)
-    (tmp_path / "config.toml").write_text('pairs = "y"\n')
+    (tmp_path / "config.toml").write_text('decoder = "y"\n')
     with pytest.raises(UserError, match="not finished"):
         start(str(tmp_path))
 

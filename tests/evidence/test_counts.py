@@ -44,9 +44,11 @@ def test_one_test_image_is_enough(tmp_path: Path) -> None:
         "name,tp,fp,fn,tn\na,8,3,-1,0\n",
         "image,tp,fp,fn,tn\na,8,1,1,0\n",
         "name,tp,fp,fn,tn\na,7,1,1,0\n",
+        "name,tq,fp,fn,tn\na,8,1,1,0\n",
+        "nme,iou\na,0.8\n",
         f"name,tp,fp,fn,tn\n{'a' * 200_000},8,1,1,0\n",
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_damaged_file_is_not_taken_for_none(text: str, tmp_path: Path) -> None:
     """Without the counts the interval would quietly be another."""

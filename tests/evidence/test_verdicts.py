@@ -57,6 +57,16 @@ def test_a_sure_difference_within_the_margin_is_equivalent() -> None:
     assert words({"a": runs(0.03, 1, noise=0.0005)}, Rules(margin=0.001)) == ["helped"]
 
 
+@pytest.mark.parametrize("shift", [0.007, -0.005])
+def test_a_loss_counts_against_equivalence_as_a_gain_does(shift: float) -> None:
+    """The far end of the margin decides: the same two arms, either of them the baseline."""
+    one, other = runs(shift, 1), runs(0, 99)
+    (there,), (back,) = (judge({"a": x}, y, 8, Rules()) for x, y in ((one, other), (other, one)))
+    assert back.mean == pytest.approx(-there.mean)
+    assert there.p_equivalent == pytest.approx(back.p_equivalent)
+    assert 0.01 < there.p_equivalent < 1
+
+
 def test_many_arms_need_clearer_differences() -> None:
     alone = judge({"a": runs(0.03, 5)}, runs(0, 99), 0.2, Rules())[0]
     others = {f"n{i}": runs(0, 20 + i) for i in range(8)}

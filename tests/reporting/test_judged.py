@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewmask.files import write_table
+from fewmask.files import write_sealed
 from fewmask.reporting.findings import findings, own_against_imagenet
 from fewmask.reporting.folder import StudyFolder, read_study
 from fewmask.reporting.judged import rules, verdicts
@@ -64,19 +64,32 @@ def test_damaged_counts_are_told_and_not_left_out(counted: Path) -> None:
 
 
 def test_a_score_that_its_cell_does_not_know_is_said_first(counted: Path) -> None:
+    before = verdicts(read_study(counted))
     lines = (counted / "results.csv").read_text().splitlines()
     place = lines[0].split(",").index("f1")
     values = lines[1].split(",")
     values[place] = "0.9"
     (counted / "results.csv").write_text("\n".join([lines[0], ",".join(values), *lines[2:]]) + "\n")
     study = read_study(counted)
-    assert findings(study)[0].startswith("results.csv was changed: it says f1 0.9 of key000, whose")
+    assert findings(study)[0].startswith("results.csv and the cell key000 differ: f1 0.9 there, ")
     assert len(study.doubts) == 1
+    assert verdicts(study) == before
+
+
+def test_another_iou_is_said_with_what_the_intervals_lack(counted: Path) -> None:
+    text = (counted / "results.csv").read_text()
+    iou = text.splitlines()[1].split(",")[text.splitlines()[0].split(",").index("iou")]
+    (counted / "results.csv").write_text(text.replace(iou, "0.5", 1))
+    study = read_study(counted)
+    assert "iou 0.5 there" in study.doubts[0]
+    assert study.doubts[1].startswith("The intervals there leave out")
+    (found,) = verdicts(study)
+    assert found.images == 0
 
 
 def test_a_plan_that_was_changed_is_said_first(counted: Path) -> None:
     table = json.loads((counted / "study.json").read_text())
-    write_table(counted / "study.json", table)
+    write_sealed(counted / "study.json", table)
     assert read_study(counted).doubts == ()
     assert "checksum" not in read_study(counted).plan
     changed(counted, margin=0.02)

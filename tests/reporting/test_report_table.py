@@ -110,8 +110,8 @@ def test_what_is_no_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     with pytest.raises(UserError, match=r"study\.json: damaged \(JSONDecodeError.*Bring it back"):
         table_rows(tmp_path)
-    (tmp_path / "study.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"study\.json: damaged \(TypeError"):
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(UserError, match=r"study\.json: damaged \(TypeError: holds a list"):
         table_rows(tmp_path)
 
 

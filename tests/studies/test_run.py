@@ -137,6 +137,7 @@ def test_a_killed_study_ends_in_the_same_results(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fewmask.study(plan=str(plan), out=str(whole))
     command = [sys.executable, "-m", "fewmask", "study", str(plan), "--out", str(cut)]
+    # Before any cell is done, and half-way; the kill within a cell is the next test's.
     for kill_after_cells in (0, 4):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -92,13 +92,14 @@ def test_torchrun_does_what_devices_2_does(
 @pytest.mark.timeout(900)
 def test_srun_s_processes_are_one_run(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
     pairs, out = str(write_pairs(8)), tmp_path / "run"
-    told = ("finetune", "--pairs", pairs, *SMALL, "--out", str(out))
+    told = ("finetune", "--pairs", pairs, *SMALL, "--batch-size", "5", "--out", str(out))
     codes, said = ends(srun(*told))
     assert codes == [0, 0], said
     assert said.count("the encoder starts from scratch") == 1
+    assert said.count("--batch-size 5 cannot be shared by 2 devices evenly; batches hold 4") == 1
     fewmask.finetune(
         pairs=pairs, out=str(tmp_path / "two"), devices=2, device="cpu", encoder="resnet18",
-        size=32, steps=2, batch_size=4,
+        size=32, steps=2, batch_size=5,
     )  # fmt: skip
     run, two = (read_weights(folder / "model.safetensors") for folder in (out, tmp_path / "two"))
     assert all((run[name] == two[name]).all() for name in run)

@@ -148,11 +148,13 @@ def start_file(start: str) -> Path:
             return path / name
     fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
     if (path / "config.toml").is_file():
-        if (path / "result.json").is_file() or _trains_nothing(path / "config.toml"):
+        if _trains_nothing(path / "config.toml"):
             raise UserError(
-                f"{fault}: it comes from a command that trains no encoder, or its weights were "
-                "taken away. Name the folder of a fewmask pretrain or finetune"
+                f"{fault}: it comes from a command that trains no encoder. Name the folder of a "
+                "fewmask pretrain or finetune"
             )
+        if (path / "result.json").is_file():
+            raise UserError(f"{fault}: a finished run whose weights are gone. Bring them back")
         raise UserError(f"{fault}: a run that is not finished. Run its command again to finish it")
     below = [p for f in (path, path / "cells", path / "encoders") for p in _listed(f)]
     runs = [str(p) for p in below if any((p / name).is_file() for name in RUN_WEIGHTS)]
@@ -166,7 +168,7 @@ def _trains_nothing(config: Path) -> bool:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(table.keys() & {"run", "sources"})
+    return bool(table) and not table.keys() & {"pretext", "decoder"}
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -20,13 +20,14 @@ def own_signal_stack() -> Iterator[None]:
 
     Each plugin puts a stack of its own in place of the one it finds, and gives that back when it is
     freed: of two that are freed in the order in which they came, the second gives back the first
-    one's, which is gone. The next Control-C then ends the process with a segmentation fault. Where
-    it finds another stack than its own it leaves it, as after this block.
+    one's, which is gone. The next Control-C then ends the process with a segmentation fault. A
+    plugin that no longer finds its own stack in place gives nothing back, so after this block they
+    may be freed in any order.
     """
     if sys.platform != "linux":
         yield
         return
-    change = ctypes.CDLL(None, use_errno=True).sigaltstack
+    change = ctypes.CDLL(None).sigaltstack
     before = _Stack()
     known = change(None, ctypes.byref(before)) == 0
     try:

@@ -55,6 +55,9 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], Values, Values] | None:
         raise ValueError("holds no image")
     columns = rows[0].keys()
     classes = [""] if "tp" in columns else [c[2:] for c in columns if c.startswith("tp_")]
+    names = tuple(row["name"] for row in rows)
+    if not classes and any(column.startswith(("fp", "fn")) for column in columns):
+        raise ValueError("has no column tp")
     texts = [[[row[f"{of}{name}"] for name in classes] for row in rows]
              for of in ("tp", "fp", "fn")]  # fmt: skip
     if not any(text for table in texts for row in table for text in row):
@@ -62,4 +65,4 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], Values, Values] | None:
     table = np.array([[[float(text) for text in row] for row in rows] for rows in texts])
     if table.min() < 0:
         raise ValueError("a count is negative")
-    return tuple(row["name"] for row in rows), table[0], table.sum(axis=0)
+    return names, table[0], table.sum(axis=0)

@@ -22,7 +22,8 @@ BESIDE_IMAGENET = BESIDE_BASELINE | {"helped": "better", "hurt": "worse"}
 
 
 def findings(study: StudyFolder, against: list[Verdict] | None = None) -> list[str]:
-    """The sentences, most important first: own pre-training against ImageNet where it is an arm.
+    """The sentences, most important first: what was changed since it was written, then own
+    pre-training against ImageNet where it is an arm.
 
     `against`: the verdicts against the plan's baseline, where they are known already.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import CHANGED, read_table, reading, take_checksum
+from fewmask.files import CHANGED, read_opened, read_sealed, reading
 from fewmask.reporting.sound import unsound, without_null
 from fewmask.types import UserError
 
@@ -20,11 +19,11 @@ NEEDED = ("arm", "budget", "repeat", "status")
 COUNTS = ("repeat", "n_train", "n_val")
 WORDS = ("arm", "encoder", "decoder", "recipe", "status")
 """Columns of results.csv that hold words; the others hold numbers."""
-SCORES = {
+COPIED = {
     "iou", "f1", "dice_loss", "focal_loss", "bce_loss", "recall", "precision", "accuracy",
     "iou_per_image", "iou_border_foreground",
 }  # fmt: skip
-"""Columns that are copied from the cells as they are."""
+"""Columns that are copied from the cells as they are, as is the IoU of each class."""
 REWRITE = "Run the study's command again to write it"
 PLAN_MEND = (
     "Bring it back. Or remove it, and the study's command writes it again from the finished cells, "
@@ -45,7 +44,7 @@ class StudyFolder:
     doubts: tuple[str, ...] = ()
     """Sentences on what was changed since it was written."""
     changed: frozenset[tuple[str, Budget, int]] = frozenset()
-    """Cells of which results.csv says another score than they do themselves."""
+    """Cells of which results.csv says another IoU than they do themselves."""
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -164,11 +163,13 @@ def read_study(path: Path) -> StudyFolder:
     for row in rows:
         place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
         if row["status"] == "done" and place in results:
-            said = _other_scores(row, *results[place])
-            doubts += said
-            changed |= {place} if said else set()
+            other = _other_scores(row, *results[place])
+            doubts += other.values()
+            changed |= {place} if "iou" in other else set()
+    if changed:
+        doubts.append("The intervals there leave out what other test images would change.")
     if len(doubts) > MOST_DOUBTS:
-        doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more numbers were changed."]
+        doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more such sentences."]
     return StudyFolder(path, plan, rows, cells, tuple(doubts), frozenset(changed))
 
 
@@ -178,8 +179,7 @@ def read_plan(file: Path) -> tuple[dict[str, Any], bool]:
     Raises UserError where it can't be read.
     """
     with reading(file, PLAN_MEND):
-        table = dict(json.loads(file.read_text(encoding="utf-8")))
-        unchanged = take_checksum(table)
+        table, unchanged = read_opened(file)
         plan: dict[str, Any] = without_null(table)
         if fault := unsound(plan):
             raise ValueError(fault)
@@ -260,20 +260,22 @@ def _place(arm: Any, budget: Any, repeat: Any) -> tuple[str, Budget, int]:
         raise ValueError(*mistake.faults) from None
 
 
-def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> list[str]:
-    """Where results.csv gives a cell another score than the cell's own result.json, in sentences.
+def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> dict[str, str]:
+    """Where results.csv gives a cell another score than its own result.json: by score, a sentence.
 
-    Raises UserError where that is damaged.
+    Raises UserError where result.json is damaged.
     """
-    found = []
-    for name in sorted(SCORES & row.keys() & result.keys()):
-        said = read_score(row[name])
+    found = {}
+    for name, text in row.items():
+        if name not in result or not (name in COPIED or name.startswith("iou_")):
+            continue
+        said = read_score(text)
         with reading(cell / "result.json", CELL_MEND):
             own = math.nan if result[name] in (None, "") else float(result[name])
         if said != own and not (math.isnan(said) and math.isnan(own)):
-            found.append(
-                f"results.csv was changed: it says {name} {row[name] or 'undefined'} of "
-                f"{cell.name}, whose own result.json says {result[name]}."
+            found[name] = (
+                f"results.csv and the cell {cell.name} differ: {name} {text or 'undefined'} "
+                f"there, {result[name]} in its own result.json."
             )
     return found
 
@@ -289,7 +291,7 @@ def _results(
         if keys is not None and file.parent.name not in keys:
             continue
         with reading(file, CELL_MEND):
-            result = read_table(file)
+            result = read_sealed(file)
             if {"arm", "budget", "repeat"} <= result.keys():
                 place = _place(result["arm"], result["budget"], result["repeat"])
                 found[place] = (file.parent, result)

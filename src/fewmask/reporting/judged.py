@@ -64,6 +64,9 @@ def _runs(study: StudyFolder, arm: str, budget: Budget) -> dict[int, ScoredRun]:
     for repeat, score in study.runs(arm, budget).items():
         place = (arm, budget, repeat)
         cell = None if place in study.changed else study.cells.get(place)
-        with reading((cell or study.path) / "per_image.csv", CELL_MEND):
+        if cell is None:
+            found[repeat] = ScoredRun(score)
+            continue
+        with reading(cell / "per_image.csv", CELL_MEND):
             found[repeat] = read_scored(score, cell)
     return found

@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fewmask.evidence.rows import read_score
-from fewmask.reporting.folder import Budget, StudyFolder, budget_label
+from fewmask.files import reading
+from fewmask.reporting.folder import CELL_MEND, Budget, StudyFolder, budget_label
 from fewmask.reporting.theme import LIGHT, Picture, Theme, shorten, write_picture
 from fewmask.types import IGNORED
 
@@ -153,9 +154,9 @@ def _draw_row(
                       fontsize=9.5, color=theme.quiet, style="italic")  # fmt: skip
             continue
         scale = min(CELL / pixels.shape[1], band[1] / pixels.shape[0])
-        half, center = scale * pixels.shape[1] / 2, band[0] + band[1] / 2
-        rise = scale * pixels.shape[0] / 2
-        extent = (middle - half, middle + half, center - rise, center + rise)
+        wide, tall = scale * pixels.shape[1] / 2, scale * pixels.shape[0] / 2
+        center = band[0] + band[1] / 2
+        extent = (middle - wide, middle + wide, center - tall, center + tall)
         axes.imshow(pixels, aspect="auto", extent=extent, interpolation="antialiased")
         axes.text(middle, band[0] - 0.06, score, ha="center", va="top",
                   fontsize=9.5, color=theme.ink)  # fmt: skip
@@ -181,7 +182,7 @@ def image_scores(cell: Path) -> dict[str, float]:
     file = cell / "per_image.csv"
     if not file.is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as lines:
+    with reading(file, CELL_MEND), file.open(encoding="utf-8", newline="") as lines:
         scores = {row["name"]: read_score(row.get("iou")) for row in csv.DictReader(lines)}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
 

@@ -20,10 +20,10 @@ from fewmask.files import (
     CHANGED,
     CHECKSUM,
     csv_text,
-    read_table,
+    read_sealed,
     reading,
     write_json_atomic,
-    write_table,
+    write_sealed,
     write_text_atomic,
 )
 from fewmask.inference import save_mask, save_picture
@@ -146,7 +146,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     path = study.folder(cell) / "result.json"
     if path.exists():
         with reading(path, CELL_MEND):
-            result = read_table(path)
+            result = read_sealed(path)
             row |= {name: _number(name, result[name]) for name in columns
                     if row[name] is None and name in result}  # fmt: skip
             row |= {"seconds": round(row["seconds"], 1), "status": "done", "iou": result["iou"]}
@@ -188,7 +188,7 @@ def write_facts(study: Study, command: str, cells: Sequence[Cell]) -> None:
     names = [pair.name for pair in study.prepared.pairs.items]
     panels = _panels(study)
     # First, so that a study killed right here is known as one.
-    write_table(out / "study.json", _facts(study, command, cells, panels))
+    write_sealed(out / "study.json", _facts(study, command, cells, panels))
     write_json_atomic(out / "splits.json", split_json(names, study.split, orders))
     _write_panels(study, panels)
 

@@ -30,7 +30,7 @@ from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.loader import Stream
 from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
-from fewmask.files import write_table, write_text_atomic
+from fewmask.files import write_sealed, write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
 from fewmask.ranks import told_by_the_first
@@ -306,7 +306,7 @@ def save_run(
     described = describe(segmenter, geometry) | {"options": options}
     described["flops"] = segmenter.flops(settings.size)
     write_text_atomic(out / "split.json", json.dumps(named, indent=1) + "\n")
-    write_table(out / "model.json", described)
+    write_sealed(out / "model.json", described)
     for_smp = decoders.smp_config(segmenter.network)
     if for_smp is not None:
         write_text_atomic(out / "config.json", json.dumps(for_smp))
