@@ -67,6 +67,11 @@ def test_a_loss_counts_against_equivalence_as_a_gain_does(shift: float) -> None:
     assert 0.01 < there.p_equivalent < 1
 
 
+def test_a_corrected_p_value_is_at_most_one() -> None:
+    assert holm([0.6, 0.9, 0.8]) == [1.0, 1.0, 1.0]
+    assert holm([0.01, 0.9, 0.4]) == pytest.approx([0.03, 0.9, 0.8])
+
+
 def test_many_arms_need_clearer_differences() -> None:
     alone = judge({"a": runs(0.03, 5)}, runs(0, 99), 0.2, Rules())[0]
     others = {f"n{i}": runs(0, 20 + i) for i in range(8)}
