@@ -126,6 +126,6 @@ def test_wilson_s_ends_are_where_the_share_is_two_sigmas_away(share: float, n: i
 def test_an_unknown_name_is_told_with_its_file(tmp_path: Path, what: str) -> None:
     (tmp_path / "model.json").write_text(json.dumps({**SOUND, what: "resnet18x"}))
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"resnet18x.*\. Fine-tune the run again$") as told:
+    with pytest.raises(UserError, match=r"resnet18x.*and fine-tune it again$") as told:
         load_run(tmp_path)
     assert str(told.value).count(f"{tmp_path / 'model.json'}: ") == 1

@@ -11,6 +11,7 @@ from PIL import Image
 
 import fewmask
 from fewmask.checkpoint import read_weights, save_weights
+from fewmask.files import write_sealed
 from fewmask.inference import open_run, trained_hashes
 from fewmask.runs import made_by
 from fewmask.types import UserError
@@ -165,3 +166,26 @@ def test_a_study_comes_out_the_same_or_says_which_cell_does_not(
     found = fewmask.rerun(result=str(out), out=str(tmp_path / "again"))
     (line,) = found.differences
     assert line.startswith("scratch at 4, repeat 1: IoU 0.500000 before, ")
+
+
+def test_damaged_tables_are_told_before_a_study_is_done_again(
+    tmp_path: Path, write_pairs: Callable[..., Path]
+) -> None:
+    write_sealed(
+        tmp_path / "study.json", {"name": "x", "command": "fewmask study 'x", "fingerprint": ""}
+    )
+    with pytest.raises(UserError, match=r"study\.json: damaged .*No closing quotation"):
+        fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
+    (tmp_path / "results.csv").write_text("arm;budget\nx;y\n")
+    with pytest.raises(UserError, match=r"results\.csv: damaged \(KeyError"):
+        fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
+
+
+def test_a_study_s_cell_is_not_a_run_by_itself(tmp_path: Path) -> None:
+    """Its pairs are drawn by the study, so that the same settings alone would train on others."""
+    (tmp_path / "config.toml").write_text('decoder = "unet"\n')
+    write_sealed(
+        tmp_path / "result.json", {"arm": "scratch", "budget": 8, "repeat": 0, "versions": None}
+    )
+    with pytest.raises(UserError, match=r"a study's cell, .* Name the study's folder"):
+        fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))

@@ -255,7 +255,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
     """As `read_sealed`, and whether the checksum fits or there is none."""
-    table = json.loads(path.read_text(encoding="utf-8"))
+    table = json.loads(path.read_text(encoding="utf-8-sig"))  # editors add a mark
     if not isinstance(table, dict):
         raise TypeError(f"holds a {type(table).__name__}, not a table")
     said = table.pop(CHECKSUM, None)

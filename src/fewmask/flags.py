@@ -209,7 +209,7 @@ def read_toml(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). Name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise UserError(f"{path}: not valid TOML ({problem}). Mend that line") from None
 
 

@@ -37,7 +37,7 @@ PORTION = 4
 """Images that PyTorch takes at once on a CPU: the maps of more fall out of its caches (ResNet-18
 U-Net, 256 px, one core: 10 images/s in fours, 7 in sixteens)."""
 LEGEND = "legend.png"
-_MEND = "Fine-tune the run again"
+_MEND = "Bring the file back, or remove the run's result.json and fine-tune it again"
 
 
 Network = Callable[[Tensor], Tensor]
@@ -93,6 +93,8 @@ def open_run(run: str | Path, device: torch.device | str = "cpu") -> Model:
     if missing:
         unfinished = (folder / "config.toml").exists() and not (folder / "result.json").exists()
         mend = "Run its command again to finish it" if unfinished else "Name one"
+        if (folder / "result.json").exists() and (folder / "split.json").exists():
+            mend = _MEND
         raise UserError(f"{run}: holds no {missing[-1]} of a fine-tuning run. {mend}")
     path = folder / "model.json"
     with reading(path, _MEND):
@@ -118,7 +120,7 @@ def trained_hashes(run: Path) -> frozenset[str]:
     """The hashes of the pictures that a fine-tuning run was trained and validated on."""
     if not (run / "split.json").is_file():
         return frozenset()
-    mend = "Fine-tune the run again; until then it is not known which pictures are labelled"
+    mend = f"{_MEND}; until then it is not known which pictures are labelled"
     return frozenset(one["image"] for part in read_split(run, mend).values() for one in part)
 
 

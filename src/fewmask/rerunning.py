@@ -25,6 +25,7 @@ from fewmask.types import RerunResult, UserError
 WEIGHTS = ("encoder.safetensors", "model.safetensors")
 SCORES = ("loss", "val_loss", "val_iou", "probe_iou")
 """Numbers of a run's result that are compared."""
+_WHOLE = "Take the whole folder, as it was written"
 
 
 def rerun(settings: RerunSettings) -> RerunResult:
@@ -53,15 +54,17 @@ def rerun(settings: RerunSettings) -> RerunResult:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with reading(path, "Take the whole folder, as it was written"):
+    with reading(path, _WHOLE):
         return read_sealed(path)
 
 
 def _surroundings(told: dict[str, Any]) -> list[str]:
     """What is otherwise here than where the result was made; said before the work begins."""
-    there, here = {**told.get("versions", {}), **told.get("made_by", {})}, made_by()
+    tables = [told.get(name) for name in ("versions", "made_by")]
+    there = {k: v for table in tables if isinstance(table, dict) for k, v in table.items()}
+    here = made_by()
     found = [
-        f"{name} is {here[name]} here, was {there[name]}"
+        f"{name} is {here[name] or 'unknown'} here, was {there[name] or 'unknown'}"
         for name in here
         if name in there and there[name] != here[name]
     ]
@@ -71,6 +74,10 @@ def _surroundings(told: dict[str, Any]) -> list[str]:
 
 
 def _repeat_run(before: Path, told: dict[str, Any], out: Path) -> None:
+    if {"arm", "budget", "repeat"} <= told.keys():
+        raise UserError(
+            f"{before}: a study's cell, whose pairs the study has drawn. Name the study's folder"
+        )
     refuse_changed(before / "config.toml")
     for name in WEIGHTS:
         if (before / name).is_file():
@@ -79,7 +86,8 @@ def _repeat_run(before: Path, told: dict[str, Any], out: Path) -> None:
     values, kind = _settings(config)
     values["out"] = str(out)
     settings = construct(kind, values)
-    fingerprint = told.get("fingerprint")
+    with reading(before / "result.json", _WHOLE):
+        fingerprint = told["fingerprint"]
     if isinstance(settings, PretrainSettings):
         if open_images(settings.images).fingerprint() != fingerprint:
             raise _other_data(settings.images, before)
@@ -118,14 +126,18 @@ def _other_data(src: str, before: Path) -> UserError:
 
 
 def _repeat_study(before: Path, told: dict[str, Any], out: Path) -> None:
-    words = shlex.split(str(told.get("command", "")))
+    _scores(before / "results.csv")  # so that a damaged one is told of before the work
+    with reading(before / "study.json", _WHOLE):
+        words, fingerprint = shlex.split(str(told["command"])), str(told["fingerprint"])
     if words[:2] != ["fewmask", "study"]:
-        raise UserError(f"{before / 'study.json'}: doesn't say the command it was made by")
+        raise UserError(
+            f"{before / 'study.json'}: doesn't say the command it was made by. {_WHOLE}"
+        )
     parser = build_parser("fewmask study", StudySettings, positional=("plan",))
     settings: StudySettings = construct(StudySettings, given(parser, words[2:], StudySettings))
     run_study(replace(settings, out=str(out)))
     again = _read(out / "study.json")
-    if again["fingerprint"] != told["fingerprint"]:
+    if again["fingerprint"] != fingerprint:
         raise _other_data(again["pairs"], before)
 
 
@@ -170,9 +182,8 @@ def _rows_apart(before: Path, out: Path) -> list[str]:
 def _scores(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        f"{row['arm']} at {row['budget']}, repeat {row['repeat']}": float(row["iou"] or "nan")
-        for row in rows
-    }
+    with reading(path, _WHOLE), path.open(encoding="utf-8-sig", newline="") as file:
+        return {
+            f"{row['arm']} at {row['budget']}, repeat {row['repeat']}": float(row["iou"] or "nan")
+            for row in csv.DictReader(file)
+        }

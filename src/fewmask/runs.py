@@ -42,7 +42,7 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where `out` is another run's folder, or holds something else."""
     path = out / "config.toml"
     if path.exists():
-        with reading(path, "Remove this folder to begin anew, or choose another --out"):
+        with reading(path, "Bring the file back, or choose another --out"):
             before = tomllib.loads(path.read_text(encoding="utf-8"))
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
@@ -52,6 +52,8 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
                     f"this one's {_or_none(config, name)}). Choose another --out"
                 )
     elif out.exists() and (not out.is_dir() or any(p.suffix != ".tmp" for p in out.iterdir())):
+        if out.is_dir() and (out / "result.json").exists():
+            raise UserError(f"{path}: is gone. Bring it back, or choose another --out")
         raise UserError(f"{out}: exists and is no run folder. Choose another --out")
 
 
@@ -256,10 +258,11 @@ def read_split(run: Path, mend: str) -> dict[str, list[dict[str, str]]]:
         with reading(result, "Bring it back, or remove it to train again"):
             named = read_sealed(result).get("split")
     with reading(path, mend):
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        if named is not None and named != split_name(parts):
-            raise ValueError(f"it is not the split that {result} names")
-        return {
-            part: [{key: str(entry[key]) for key in ("name", "image")} for entry in parts[part]]
+        told = json.loads(path.read_text(encoding="utf-8-sig"))
+        parts = {
+            part: [{key: str(entry[key]) for key in ("name", "image")} for entry in told[part]]
             for part in ("train", "val")
         }
+        if named is not None and named != split_name(parts):
+            raise ValueError(f"it is not the split that {result} names")
+    return parts

@@ -350,5 +350,5 @@ def test_a_folder_of_another_command_is_no_unfinished_run(
 
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
     (tmp_path / "w.pth").touch()
-    with pytest.raises(UserError, match=r"w\.pth: is empty"):
+    with pytest.raises(UserError, match=r"w\.pth: is no weights file \(it is empty\)"):
         start(str(tmp_path / "w.pth"))

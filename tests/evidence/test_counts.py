@@ -45,7 +45,7 @@ def test_one_test_image_is_enough(tmp_path: Path) -> None:
         "image,tp,fp,fn,tn\na,8,1,1,0\n",
         "name,tp,fp,fn,tn\na,7,1,1,0\n",
         "name,tq,fp,fn,tn\na,8,1,1,0\n",
-        "nme,iou\na,0.8\n",
+        "name,iou\na,0.8\n",
         f"name,tp,fp,fn,tn\n{'a' * 200_000},8,1,1,0\n",
     ],
     ids=range(11),
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_not_taken_for_none(text: str, tmp_path: Path) -> None
         read_scored(0.8, tmp_path)
 
 
-@pytest.mark.parametrize("text", [None, "name,iou\na,0.8\n", "name,tp,fp,fn,tn\na,,,,\n"])
+@pytest.mark.parametrize("text", [None, "name,tp,fp,fn,tn\na,,,,\n"])
 def test_without_counts_the_score_stays(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "per_image.csv").write_text(text)
@@ -69,3 +69,8 @@ def test_counts_of_another_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "per_image.csv").write_text("name,tp,fp,fn,tn\na,7,1,1,0\n")
     with pytest.raises(ValueError, match=r"give an IoU of 0\.777778, the results say 0\.800000"):
         read_scored(0.8, tmp_path)
+
+
+def test_a_mark_that_an_editor_adds_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "per_image.csv").write_text("name,tp,fp,fn,tn\na,8,1,1,0\n", encoding="utf-8-sig")
+    assert read_scored(0.8, tmp_path).names == ("a",)

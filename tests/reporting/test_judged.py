@@ -87,6 +87,26 @@ def test_another_iou_is_said_with_what_the_intervals_lack(counted: Path) -> None
     assert found.images == 0
 
 
+def test_a_spreadsheet_s_fifteen_digits_are_no_change(counted: Path) -> None:
+    rows = list(csv.DictReader((counted / "results.csv").read_text().splitlines()))
+    for row in rows:
+        row["iou"] = f"{float(row['iou']):.15g}"
+    with (counted / "results.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    study = read_study(counted)
+    assert study.doubts == ()
+    assert verdicts(study)[0].images == 40
+
+
+def test_the_result_of_another_cell_is_refused(counted: Path) -> None:
+    cells = sorted((counted / "cells").iterdir())
+    (cells[0] / "result.json").write_bytes((cells[3] / "result.json").read_bytes())
+    with pytest.raises(UserError, match=r"key000/result\.json: damaged .*is of the cell key003"):
+        read_study(counted)
+
+
 def test_a_plan_that_was_changed_is_said_first(counted: Path) -> None:
     table = json.loads((counted / "study.json").read_text())
     write_sealed(counted / "study.json", table)

@@ -35,7 +35,7 @@ def read_any(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
-        raise UserError(f"{path}: is empty. Fetch or make the file again")
+        raise UserError(f"{path}: is no weights file (it is empty). Fetch or make the file again")
     if head[8:9] == b"{":  # after the length of a JSON header
         return read_weights(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):  # torch's zip archive; its pickle before 1.6

@@ -26,7 +26,7 @@ def told_by(start: str) -> dict[str, Any]:
         return {"encoder": said["encoder"]} if "encoder" in said else {}
     try:
         table = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return {name: table[name] for name in ("encoder", "size", "resize") if name in table}
 
@@ -41,5 +41,5 @@ def warnings_of(start: str) -> list[str]:
     try:
         table = json.loads((Path(start) / "result.json").read_text(encoding="utf-8"))
         return [str(one) for one in table.get("warnings", [])]
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return []

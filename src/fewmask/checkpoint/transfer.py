@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from fewmask.checkpoint.files import read_weights
 from fewmask.checkpoint.foreign import read_any
 from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
 from fewmask.checkpoint.told import told_by
+from fewmask.files import UNEXPECTED, read_sealed
 from fewmask.flags import near, read_toml
 from fewmask.types import Transfer, UserError
 
@@ -166,7 +166,7 @@ def _trains_nothing(config: Path) -> bool:
     """Whether a config.toml is that of another command than pretrain and finetune."""
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return bool(table) and not table.keys() & {"pretext", "decoder"}
 
@@ -180,9 +180,8 @@ def _moved_of_run(path: Path) -> float | None:
     if path.name not in RUN_WEIGHTS:
         return None
     try:
-        moved = json.loads((path.parent / "result.json").read_text(encoding="utf-8"))["moved"]
-        return float(moved)
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_sealed(path.parent / "result.json")["moved"])
+    except (OSError, *UNEXPECTED):
         return None
 
 

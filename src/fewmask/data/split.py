@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fewmask.files import reading
 from fewmask.types import UserError
 
 Groups = Sequence[Sequence[int]]
@@ -132,17 +133,16 @@ def _hash(test: Sequence[str], names: Sequence[str]) -> str:
 
 def read_split_json(path: Path, names: Sequence[str]) -> Split:
     """The split that a study saved. Raises UserError where it is not one of these pairs."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "Bring it back; or remove it, and the test set is drawn by --seed again"):
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
         test, seed = [str(name) for name in table["test"]], int(table["seed"])
         kept = str(table["hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no readable split. Remove it, or choose another --out") from None
     gone = sorted(set(test) - set(names))
     if gone or kept != _hash(test, names):
-        what = f"{gone[0]} is not there" if gone else "pairs were added or removed"
+        what = f"{gone[0]} is not there" if gone else "pairs came or went, or it was changed"
         raise UserError(
-            f"{path}: the split of other pairs than these ({what}). Choose another --out"
+            f"{path}: the split of other pairs than these ({what}). Bring back what it was, or "
+            "choose another --out"
         )
     chosen = set(test)
     rows = [row for row, name in enumerate(names) if name in chosen]

@@ -99,7 +99,7 @@ def own_pairs(model: Model) -> list[Pair]:
     named, values = (told[key] and tuple(told[key]) for key in ("classes", "mask_values"))
     options = MaskOptions(told["border"], named, told["ignore"], values)
     there = {pair.name: pair for pair in open_pairs(told["src"], options).items}
-    parts = read_split(model.run, "Fine-tune the run again, or name --images")
+    parts = read_split(model.run, "Bring the file back, or name --images")
     split = [(one["name"], one["image"]) for name in ("val", "train") for one in parts[name]]
     found: list[Pair] = []
     for name, image in split:

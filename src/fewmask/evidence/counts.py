@@ -49,14 +49,14 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], Values, Values] | None:
     """
     if not path.exists():
         return None
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.DictReader(lines))
     if not rows:
         raise ValueError("holds no image")
     columns = rows[0].keys()
     classes = [""] if "tp" in columns else [c[2:] for c in columns if c.startswith("tp_")]
     names = tuple(row["name"] for row in rows)
-    if not classes and any(column.startswith(("fp", "fn")) for column in columns):
+    if not classes:
         raise ValueError("has no column tp")
     texts = [[[row[f"{of}{name}"] for name in classes] for row in rows]
              for of in ("tp", "fp", "fn")]  # fmt: skip

@@ -149,6 +149,8 @@ def read_study(path: Path) -> StudyFolder:
     """Read what lies in a study folder; only `study.json` must be there. Raises UserError."""
     file = path / "study.json"
     if not file.is_file():
+        if (path / "cells").is_dir():
+            raise UserError(f"{path}: holds no study.json; its study's command writes it again")
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
     plan, unchanged = read_plan(file)
     doubts = [] if unchanged else [f"study.json was {CHANGED}."]
@@ -181,6 +183,8 @@ def read_plan(file: Path) -> tuple[dict[str, Any], bool]:
     with reading(file, PLAN_MEND):
         table, unchanged = read_opened(file)
         plan: dict[str, Any] = without_null(table)
+        if "name" not in plan:
+            raise ValueError("it has no name, and so is no study's")
         if fault := unsound(plan):
             raise ValueError(fault)
     return plan, unchanged
@@ -212,7 +216,7 @@ def _rows(file: Path) -> tuple[dict[str, str], ...]:
         return ()
     seen = set()
     with reading(file, REWRITE):
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, restval="")
             missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
             if missing:
@@ -272,12 +276,23 @@ def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> di
         said = read_score(text)
         with reading(cell / "result.json", CELL_MEND):
             own = math.nan if result[name] in (None, "") else float(result[name])
-        if said != own and not (math.isnan(said) and math.isnan(own)):
+        # Not to the last digit: a spreadsheet that saves the file keeps fifteen.
+        alike = math.isclose(said, own, rel_tol=1e-9, abs_tol=1e-12)
+        if not alike and not (math.isnan(said) and math.isnan(own)):
             found[name] = (
                 f"results.csv and the cell {cell.name} differ: {name} {text or 'undefined'} "
                 f"there, {result[name]} in its own result.json."
             )
     return found
+
+
+def cell_result(file: Path) -> dict[str, Any]:
+    """As `read_sealed`, of a cell's result.json. Raises ValueError where it is another cell's."""
+    result = read_sealed(file)
+    key = result.get("key", file.parent.name)
+    if key != file.parent.name:
+        raise ValueError(f"is of the cell {key}")
+    return result
 
 
 def _results(
@@ -291,7 +306,7 @@ def _results(
         if keys is not None and file.parent.name not in keys:
             continue
         with reading(file, CELL_MEND):
-            result = read_sealed(file)
+            result = cell_result(file)
             if {"arm", "budget", "repeat"} <= result.keys():
                 place = _place(result["arm"], result["budget"], result["repeat"])
                 found[place] = (file.parent, result)

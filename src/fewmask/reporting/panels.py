@@ -182,7 +182,7 @@ def image_scores(cell: Path) -> dict[str, float]:
     file = cell / "per_image.csv"
     if not file.is_file():
         return {}
-    with reading(file, CELL_MEND), file.open(encoding="utf-8", newline="") as lines:
+    with reading(file, CELL_MEND), file.open(encoding="utf-8-sig", newline="") as lines:
         scores = {row["name"]: read_score(row.get("iou")) for row in csv.DictReader(lines)}
     return {name: score for name, score in scores.items() if not math.isnan(score)}
 

@@ -20,7 +20,6 @@ from fewmask.files import (
     CHANGED,
     CHECKSUM,
     csv_text,
-    read_sealed,
     reading,
     write_json_atomic,
     write_sealed,
@@ -29,7 +28,7 @@ from fewmask.files import (
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
-from fewmask.reporting.folder import CELL_MEND, PLAN_MEND, read_plan, read_study
+from fewmask.reporting.folder import CELL_MEND, PLAN_MEND, cell_result, read_plan, read_study
 from fewmask.runs import config_of, key_of, made_by, versions
 from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
@@ -146,7 +145,7 @@ def _row(study: Study, cell: Cell, columns: Sequence[str]) -> dict[str, Any]:
     path = study.folder(cell) / "result.json"
     if path.exists():
         with reading(path, CELL_MEND):
-            result = read_sealed(path)
+            result = cell_result(path)
             row |= {name: _number(name, result[name]) for name in columns
                     if row[name] is None and name in result}  # fmt: skip
             row |= {"seconds": round(row["seconds"], 1), "status": "done", "iou": result["iou"]}
