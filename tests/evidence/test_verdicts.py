@@ -83,6 +83,7 @@ def test_many_arms_need_clearer_differences() -> None:
 def test_one_repeat_or_no_pair() -> None:
     (found,) = judge({"a": runs(0.3, 1, n=1)}, runs(0, 99, n=1), 8, Rules())
     assert (found.word, found.interval, found.p, found.more) == ("cannot tell", None, 1.0, None)
+    assert not found.images_short  # of the images nothing is known
     assert judge({"a": runs(0.3, 1, n=1)}, {5: runs(0, 99)[0]}, 8, Rules()) == []
 
 
