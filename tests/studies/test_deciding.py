@@ -160,6 +160,7 @@ def test_repeats_added_by_hand_are_looks_and_said_to_be(
     assert "Repeats were added by hand after verdicts had been written, from 3 up to 5" in page
     looked = p_value()
     told = facts() | {"looked": {"8": [5]}}  # as if five had been there from the start
+    del told["checksum"]
     (tmp_path / "out" / "study.json").write_text(json.dumps(told))
     fewmask.report(study=str(tmp_path / "out"))
     assert p_value() < looked
@@ -223,7 +224,7 @@ def test_a_damaged_study_json_is_named(study: Callable[..., list[Cell]], tmp_pat
     path = tmp_path / "out" / "study.json"
     for broken in ("{", "[]", "{}", "[" * 100_000):
         path.write_text(broken)
-        with pytest.raises(UserError, match=r"study\.json: damaged, or no study's"):
+        with pytest.raises(UserError, match=r"study\.json: damaged \("):
             study()
     path.unlink()
     assert study() == []
