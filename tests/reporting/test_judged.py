@@ -100,6 +100,17 @@ def test_a_spreadsheet_s_fifteen_digits_are_no_change(counted: Path) -> None:
     assert verdicts(study)[0].images == 40
 
 
+def test_rows_that_went_are_said(counted: Path) -> None:
+    lines = (counted / "results.csv").read_text().splitlines()
+    (counted / "results.csv").write_text("\n".join(lines[:-1]) + "\n")
+    (doubt,) = read_study(counted).doubts
+    assert doubt.startswith("results.csv lacks 1 finished cell (key005)")
+    pending = [lines[0], *(line.replace(",done", ",pending") for line in lines[1:])]
+    (counted / "results.csv").write_text("\n".join(pending) + "\n")
+    (doubt,) = read_study(counted).doubts
+    assert doubt.startswith("results.csv lacks 6 finished cells (key000, key001, key002)")
+
+
 def test_the_result_of_another_cell_is_refused(counted: Path) -> None:
     cells = sorted((counted / "cells").iterdir())
     (cells[0] / "result.json").write_bytes((cells[3] / "result.json").read_bytes())

@@ -161,13 +161,20 @@ def read_study(path: Path) -> StudyFolder:
             f"{path}: results.csv is gone, though {len(cells)} cells are finished. Run the study's "
             "command again to write it"
         )
-    rows, changed = _rows(path / "results.csv"), set()
+    rows, changed, lacking = _rows(path / "results.csv"), set(), set(results)
     for row in rows:
         place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
         if row["status"] == "done" and place in results:
+            lacking -= {place}
             other = _other_scores(row, *results[place])
             doubts += other.values()
             changed |= {place} if "iou" in other else set()
+    if lacking:
+        named = ", ".join(sorted(cells[place].name for place in lacking)[:MOST_DOUBTS])
+        doubts.append(
+            f"results.csv lacks {len(lacking)} finished cell{'s' * (len(lacking) > 1)} ({named}); "
+            "the study's command writes it again."
+        )
     if changed:
         doubts.append("The intervals there leave out what other test images would change.")
     if len(doubts) > MOST_DOUBTS:
