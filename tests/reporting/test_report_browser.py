@@ -6,7 +6,7 @@ import re
 import shutil
 from base64 import b64decode
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from fewmask.reporting.page import write_report
 
+VISITS = count()
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.skipif(
@@ -53,8 +54,10 @@ def report(make_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 def page(browser: webdriver.Chrome, report: Path) -> webdriver.Chrome:
     """The page anew for each test, as it is first seen."""
     browser.set_window_size(1200, 900)
-    browser.get("about:blank")  # an address with another #part would not load it anew
-    browser.get(report.as_uri())
+    # An address of its own, since one with another #part alone would not load it anew.
+    browser.get(f"{report.as_uri()}?{next(VISITS)}")
+    ready = "return document.readyState == 'complete' && !!document.querySelector('thead button')"
+    WebDriverWait(browser, 120).until(lambda _: browser.execute_script(ready))
     return browser
 
 
@@ -210,14 +213,14 @@ def test_it_prints_on_pages_of_a4_without_cutting(page: webdriver.Chrome) -> Non
     folded = page.find_element(By.CSS_SELECTOR, "details img")
     # A busy machine takes its time to load pictures and to lay the page out anew.
     loaded = "return [...document.images].every(i => i.complete && i.naturalWidth)"
-    WebDriverWait(page, 60).until(lambda _: folded.is_displayed() and page.execute_script(loaded))
+    WebDriverWait(page, 120).until(lambda _: folded.is_displayed() and page.execute_script(loaded))
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sheet)
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     wide = (
         "return [...document.querySelectorAll('section *')].filter("
         "e => e.getBoundingClientRect().right > 718).map(e => e.tagName)"
     )
-    WebDriverWait(page, 60).until(lambda _: page.execute_script(wide) == [])
+    WebDriverWait(page, 120).until(lambda _: page.execute_script(wide) == [])
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     printed = b64decode(

@@ -79,7 +79,8 @@ def results_of(out: Path) -> dict[str, Any]:
         table = json.loads(path.read_text())
         if table["transfer"]:
             table["transfer"]["source"] = Path(table["transfer"]["source"]).name
-        found[path.parent.name] = {k: v for k, v in table.items() if k != "seconds"}
+        del table["seconds"], table["checksum"]  # which the seconds are part of
+        found[path.parent.name] = table
     return found
 
 

@@ -141,8 +141,8 @@ def read_split_json(path: Path, names: Sequence[str]) -> Split:
     if gone or kept != _hash(test, names):
         what = f"{gone[0]} is not there" if gone else "pairs came or went, or it was changed"
         raise UserError(
-            f"{path}: the split of other pairs than these ({what}). Bring back what it was, or "
-            "choose another --out"
+            f"{path}: the split of other pairs than these ({what}). Choose another --out, "
+            "or bring back what it was"
         )
     chosen = set(test)
     rows = [row for row, name in enumerate(names) if name in chosen]
