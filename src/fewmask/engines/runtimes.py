@@ -136,8 +136,7 @@ def compiled(model: Any, *, bf16: bool = False) -> Network:
     def network(images: Tensor) -> Tensor:
         pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
         portion = max(1, min(PORTION, -(-len(pixels) // streams)))
-        # In turn, and not with OpenVINO's queue: that calls Python from threads of its own, which
-        # may still be on their way back when the network is thrown away.
+        # In turn: OpenVINO's own queue would call Python from threads of its own.
         under_way: deque[Any] = deque()
         found = []
         for place, first in enumerate(range(0, len(pixels), portion)):
