@@ -49,9 +49,9 @@ def main() -> int:
 
 def cases(part: str) -> list[str]:
     """The names that --only takes for a part."""
-    from faulting import kills, zoo
+    from faulting import disk, kills, zoo
 
-    named = {"kills": [*kills.CASES], "disk": [*kills.CASES], "zoo": [*zoo.ZOO, *zoo.HAPPENINGS]}
+    named = {"kills": [*kills.CASES], "disk": [*disk.CASES], "zoo": [*zoo.ZOO, *zoo.HAPPENINGS]}
     return named.get(part, [])
 
 

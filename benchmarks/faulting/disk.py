@@ -88,6 +88,20 @@ int ftruncate64(int fd, off64_t n) {
 int fsync(int fd) { REAL(fsync); return is_full(fd) ? -1 : real(fd); }
 """
 LOADED = "FEWMASK_FAULTS_DISK"
+STUDY = "smallest study"
+PLAN = """
+pairs = "../data/smallest"
+encoder = "test_resnet"
+size = 32
+budgets = [2]
+repeats = 1
+finetune = { steps = 2, batch_size = 4 }
+pretrain = { steps = 2, batch_size = 4 }
+arms = [{ init = "scratch" }, { images = "../data/smallest/unlabelled" }]
+"""
+"""All that a study writes, each kind of file at least once, with few tensors in a state: every
+trial is this study run up to a write, and then to its end."""
+CASES = {**kills.CASES, STUDY: kills.Case(("study", "../data/smallest.toml", "--out", "out"))}
 
 
 def with_the_library(work: Path) -> int:
@@ -133,15 +147,25 @@ def main(work: Path, out: Path, n: int, only: list[str]) -> int:
     if LOADED not in os.environ:
         return with_the_library(work)
     children.load_all()
+    prepare(work)
+    return sum(command(work, out / "disk.jsonl", n, name) for name in only or [STUDY])
+
+
+def prepare(work: Path) -> None:
+    """The data and plans of all cases."""
+    from fewmask.data.toy import write_toy
+
     kills.prepare(work)
-    return sum(command(work, out / "disk.jsonl", n, name) for name in only or ["study"])
+    if not (work / "data" / "smallest").exists():
+        write_toy(work / "data" / "smallest", pairs=8, unlabelled=8, size=40)
+        (work / "data" / "smallest.toml").write_text(PLAN)
 
 
 def command(work: Path, path: Path, n: int, name: str) -> int:
     """The next `n` moments of one command."""
-    case, folder = kills.CASES[name], work / "trial"
+    case, folder = CASES[name], work / "trial"
     environment = kills.ENVIRONMENT
-    right, _ = kills.undisturbed(work, name)
+    right, _ = kills.undisturbed(work, name, case)
     meter = Meter()
     shutil.rmtree(folder, ignore_errors=True)
     ended = children.run(case.argv, folder, kills.LONGEST, environment=environment,

@@ -84,9 +84,9 @@ def prepare(work: Path) -> None:
         (work / "data" / "plan.toml").write_text(PLAN)
 
 
-def undisturbed(work: Path, name: str) -> tuple[dict[str, str], float]:
+def undisturbed(work: Path, name: str, case: Case | None = None) -> tuple[dict[str, str], float]:
     """The case's files and its seconds; run twice, since what differs then is no one's loss."""
-    case = CASES[name]
+    case = case or CASES[name]
     if case.after and not (work / case.after.split()[0] / "out").exists():
         undisturbed(work, case.after)
     folder = work / name.replace(" ", "-")

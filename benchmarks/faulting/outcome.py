@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 CLOCKS = {
     "seconds", "images_per_second", "waiting", "pretrain_seconds", "finetune_seconds",
     "evaluate_seconds", "test_seconds", "megapixels_per_second", "milliseconds", "minutes",
+    "checksum",
 }  # fmt: skip
-"""Keys and columns that tell the time; all else must be the same."""
+"""Keys and columns that tell the time, and what sums them up; all else must be the same."""
 HIDDEN = re.compile(r"(^|/)\.[^/]*$|\.tmp$|(^|/)(tmp|cache)/|(^|/)log\.txt$")
 
 
