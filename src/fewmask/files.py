@@ -13,12 +13,15 @@ import secrets
 import socket
 import stat
 import time
+import tomllib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import tomli_w
 
 from fewmask.types import UserError
 
@@ -260,6 +263,34 @@ def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
         raise TypeError(f"holds a {type(table).__name__}, not a table")
     said = table.pop(CHECKSUM, None)
     return table, said is None or said == _sum(table)
+
+
+_SEAL = f"# {CHECKSUM} "
+"""Begins the last line of a TOML file of ours, a comment."""
+
+
+def write_table(path: Path, table: Mapping[str, Any]) -> None:
+    """As `write_atomic`, of a table as TOML (a config.toml), with its checksum."""
+    text = tomli_w.dumps(table)
+    write_text_atomic(path, f"{text}{_SEAL}{crc(text)}\n")
+
+
+def read_table(path: Path, mend: str = "Bring the file back") -> dict[str, Any]:
+    """The table of a TOML file of ours; one without a checksum is taken as it is.
+
+    Raises UserError naming the file where it can't be read, is no TOML, or was changed.
+    """
+    with reading(path, mend):
+        text = path.read_text(encoding="utf-8-sig")  # editors add a mark
+        table = tomllib.loads(text)
+    *lines, last = text.splitlines() or [""]
+    written = "".join(f"{line}\n" for line in lines)
+    if last.startswith(_SEAL) and last != f"{_SEAL}{crc(written)}":
+        raise UserError(
+            f"{path}: changed since it was written. {mend}; keep a change of your own by taking "
+            f"its last line, {_SEAL.strip()}, out"
+        )
+    return table
 
 
 def _sum(table: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import tee
 from pathlib import Path, PurePosixPath
 
-import tomli_w
 import torch
 
 from fewmask.data import classes
@@ -19,7 +18,7 @@ from fewmask.data.looks import cannot
 from fewmask.data.sources import open_file, open_images
 from fewmask.devices import pick_device
 from fewmask.engines import Engine, Wanted, open_engine
-from fewmask.files import write_text_atomic
+from fewmask.files import write_table
 from fewmask.inference import (
     BATCH,
     LEGEND,
@@ -65,7 +64,7 @@ def predict(settings: PredictSettings) -> PredictResult:
     if engine.drop is not None:
         print(engine.drop.sentence(), file=sys.stderr)
     # Marks the folder as ours, should only masks/ follow.
-    write_text_atomic(out / "config.toml", tomli_w.dumps(config_of(settings)))
+    write_table(out / "config.toml", config_of(settings))
     labels = model.labels
     if labels.n_classes > 2:
         save_legend(out / LEGEND, labels)

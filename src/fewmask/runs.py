@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -16,9 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import tomli_w
-
-from fewmask.files import CHECKSUM, crc, read_sealed, reading, write_sealed, write_text_atomic
+from fewmask.files import read_sealed, read_table, reading, write_sealed, write_table
 from fewmask.flags import flat
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
 from fewmask.types import Transfer, UserError, is_union
@@ -42,11 +39,9 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where `out` is another run's folder, or holds something else."""
     path = out / "config.toml"
     if path.exists():
-        with reading(path, "Bring the file back, or choose another --out"):
-            before = tomllib.loads(path.read_text(encoding="utf-8"))
+        before = read_table(path, "Bring the file back, or choose another --out")
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
-                refuse_changed(path)
                 raise UserError(
                     f"{out}: another run's folder (its {name} is {_or_none(before, name)}, "
                     f"this one's {_or_none(config, name)}). Choose another --out"
@@ -65,24 +60,7 @@ def claim(out: Path, config: dict[str, Any]) -> None:
     """Make `out` this run's folder, unless it already is. Raises UserError as `refuse_others`."""
     refuse_others(out, config)
     if not (out / "config.toml").exists():
-        text = tomli_w.dumps(config)
-        write_text_atomic(out / "config.toml", f"{text}{_SEAL}{crc(text)}\n")
-
-
-_SEAL = f"# {CHECKSUM} "
-"""Begins the last line of config.toml, a comment."""
-
-
-def refuse_changed(path: Path) -> None:
-    """Raises UserError where a run's config.toml is not as the run has written it."""
-    with reading(path, "Bring the file back"):
-        *lines, last = path.read_text(encoding="utf-8").splitlines() or [""]
-    text = "".join(f"{line}\n" for line in lines)
-    if last.startswith(_SEAL) and last != f"{_SEAL}{crc(text)}":
-        raise UserError(
-            f"{path}: changed since it was written. Bring the file back; keep a change of your own "
-            f"by taking its last line, {_SEAL.strip()}, out"
-        )
+        write_table(out / "config.toml", config)
 
 
 @contextmanager

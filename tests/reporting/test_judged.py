@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewmask.files import write_sealed
+from fewmask.files import crc, write_sealed
 from fewmask.reporting.findings import findings, own_against_imagenet
 from fewmask.reporting.folder import StudyFolder, read_study
 from fewmask.reporting.judged import rules, verdicts
@@ -109,6 +109,44 @@ def test_rows_that_went_are_said(counted: Path) -> None:
     (counted / "results.csv").write_text("\n".join(pending) + "\n")
     (doubt,) = read_study(counted).doubts
     assert doubt.startswith("results.csv lacks 6 finished cells (key000, key001, key002)")
+
+
+def test_rows_of_no_cell_are_said(counted: Path) -> None:
+    text = (counted / "results.csv").read_text()
+    row = next(csv.DictReader(text.splitlines())) | {"repeat": "7"}
+    (counted / "results.csv").write_text(text + ",".join(row.values()) + "\n")
+    (doubt,) = read_study(counted).doubts
+    said = "results.csv has 1 row of cells that are not there (scratch, 8 masks, repeat 7)."
+    assert doubt == said
+    (counted / "results.csv").write_text(text)
+    assert read_study(counted).doubts == ()
+
+
+@pytest.fixture
+def noted(counted: Path) -> Path:
+    """The same, of cells that note the checksum of their counts."""
+    for cell in (counted / "cells").iterdir():
+        table = json.loads((cell / "result.json").read_text())
+        table["per_image_csv"] = crc((cell / "per_image.csv").read_text())
+        (cell / "result.json").write_text(json.dumps(table))
+    return counted
+
+
+def test_counts_that_went_are_said(noted: Path) -> None:
+    assert read_study(noted).doubts == ()
+    (noted / "cells" / "key001" / "per_image.csv").unlink()
+    gone, lack = read_study(noted).doubts
+    assert gone == "per_image.csv is gone from 1 cell (key001)."
+    assert lack.startswith("The intervals there leave out")
+
+
+def test_counts_under_other_names_are_refused(noted: Path) -> None:
+    file = noted / "cells" / "key001" / "per_image.csv"
+    text = file.read_text()
+    assert text.count("i7,") == 1
+    file.write_text(text.replace("i7,", "i77,"))  # the score is the same
+    with pytest.raises(UserError, match=r"key001/per_image\.csv: damaged .*changed since .*Remove"):
+        read_study(noted)
 
 
 def test_the_result_of_another_cell_is_refused(counted: Path) -> None:

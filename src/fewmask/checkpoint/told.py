@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from pathlib import Path
 from typing import Any
+
+from fewmask.files import UNEXPECTED, read_sealed, read_table
 
 AUTO = "auto"
 """The encoder that a start says it is, else `DEFAULT`."""
@@ -13,7 +13,10 @@ DEFAULT = "resnet50"
 
 
 def told_by(start: str) -> dict[str, Any]:
-    """encoder, and of a run also size and resize; what is not said is not there."""
+    """encoder, and of a run also size and resize; what is not said is not there.
+
+    Raises UserError where a run's config.toml is damaged or was changed.
+    """
     path = Path(start)
     if path.is_file() and path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
@@ -24,10 +27,9 @@ def told_by(start: str) -> dict[str, Any]:
         except (SafetensorError, OSError):  # loading it says what is wrong
             return {}
         return {"encoder": said["encoder"]} if "encoder" in said else {}
-    try:
-        table = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    if not (path / "config.toml").is_file():
         return {}
+    table = read_table(path / "config.toml")
     return {name: table[name] for name in ("encoder", "size", "resize") if name in table}
 
 
@@ -37,9 +39,14 @@ def encoder_of(encoder: str, start: str) -> str:
 
 
 def warnings_of(start: str) -> list[str]:
-    """What a pre-training run says against itself: that its features have collapsed, say."""
-    try:
-        table = json.loads((Path(start) / "result.json").read_text(encoding="utf-8"))
-        return [str(one) for one in table.get("warnings", [])]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    """What a pre-training run says against itself: that its features have collapsed, say.
+
+    Where its result.json is damaged or was changed: that this is not known.
+    """
+    path = Path(start) / "result.json"
+    if not path.is_file():
         return []
+    try:
+        return [str(one) for one in read_sealed(path).get("warnings", [])]
+    except (OSError, *UNEXPECTED):
+        return ["its result.json is damaged or was changed: what it warned of is not known"]

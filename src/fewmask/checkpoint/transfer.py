@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -18,8 +17,8 @@ from fewmask.checkpoint.files import read_weights
 from fewmask.checkpoint.foreign import read_any
 from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
 from fewmask.checkpoint.told import told_by
-from fewmask.files import UNEXPECTED, read_sealed
-from fewmask.flags import near, read_toml
+from fewmask.files import UNEXPECTED, read_sealed, read_table
+from fewmask.flags import near
 from fewmask.types import Transfer, UserError
 
 RUN_WEIGHTS = ("encoder.safetensors", "model.safetensors")
@@ -81,7 +80,7 @@ def load_decoder(network: nn.Module, start: str, decoder: str) -> str | None:
     if not path.is_file():
         return None
     config = path.with_name("config.toml")
-    held = read_toml(str(config)).get("with_decoder") if config.is_file() else None
+    held = read_table(config).get("with_decoder") if config.is_file() else None
     if held != decoder:
         what = f"{start} also holds a pre-trained decoder ({held or 'of an unknown name'})"
         return f"{what}; --decoder {decoder} is another, so only the encoder is used"
@@ -148,7 +147,8 @@ def start_file(start: str) -> Path:
             return path / name
     fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
     if (path / "config.toml").is_file():
-        if _trains_nothing(path / "config.toml"):
+        said = read_table(path / "config.toml")
+        if said and not said.keys() & {"pretext", "decoder"}:
             raise UserError(
                 f"{fault}: it comes from a command that trains no encoder. Name the folder of a "
                 "fewmask pretrain or finetune"
@@ -160,15 +160,6 @@ def start_file(start: str) -> Path:
     runs = [str(p) for p in below if any((p / name).is_file() for name in RUN_WEIGHTS)]
     hint = f"; the runs {', '.join(sorted(runs)[:SHOWN])} lie in it" if runs else ""
     raise UserError(f"{fault}, so it is no run folder{hint}")
-
-
-def _trains_nothing(config: Path) -> bool:
-    """Whether a config.toml is that of another command than pretrain and finetune."""
-    try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return bool(table) and not table.keys() & {"pretext", "decoder"}
 
 
 def _listed(folder: Path) -> list[Path]:

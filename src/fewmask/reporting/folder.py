@@ -10,7 +10,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import CHANGED, read_opened, read_sealed, reading
+from fewmask.files import CHANGED, crc, read_opened, read_sealed, reading
 from fewmask.reporting.sound import unsound, without_null
 from fewmask.types import UserError
 
@@ -162,8 +162,11 @@ def read_study(path: Path) -> StudyFolder:
             "command again to write it"
         )
     rows, changed, lacking = _rows(path / "results.csv"), set(), set(results)
+    unknown = []
     for row in rows:
         place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
+        if row["status"] == "done" and results and place not in results:
+            unknown.append(f"{place[0]}, {budget_label(place[1])}, repeat {place[2]}")
         if row["status"] == "done" and place in results:
             lacking -= {place}
             other = _other_scores(row, *results[place])
@@ -175,7 +178,17 @@ def read_study(path: Path) -> StudyFolder:
             f"results.csv lacks {len(lacking)} finished cell{'s' * (len(lacking) > 1)} ({named}); "
             "the study's command writes it again."
         )
-    if changed:
+    if unknown:
+        doubts.append(
+            f"results.csv has {len(unknown)} row{'s' * (len(unknown) > 1)} of cells that are not "
+            f"there ({'; '.join(unknown[:MOST_DOUBTS])})."
+        )
+    if bare := [cell.name for cell, result in results.values() if _lacks_counts(cell, result)]:
+        doubts.append(
+            f"per_image.csv is gone from {len(bare)} cell{'s' * (len(bare) > 1)} "
+            f"({', '.join(bare[:MOST_DOUBTS])})."
+        )
+    if changed or bare:
         doubts.append("The intervals there leave out what other test images would change.")
     if len(doubts) > MOST_DOUBTS:
         doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more such sentences."]
@@ -291,6 +304,20 @@ def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> di
                 f"there, {result[name]} in its own result.json."
             )
     return found
+
+
+def _lacks_counts(cell: Path, result: dict[str, Any]) -> bool:
+    """Whether a cell's per_image.csv is gone. Raises UserError where it was changed."""
+    said = result.get("per_image_csv")
+    if said is None:  # as long as cells didn't note its checksum
+        return False
+    file = cell / "per_image.csv"
+    if not file.is_file():
+        return True
+    with reading(file, CELL_MEND):
+        if crc(file.read_bytes().decode()) != said:
+            raise ValueError(f"{CHANGED} in result.json")
+    return False
 
 
 def cell_result(file: Path) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 
 from fewmask import workflows
 from fewmask.checkpoint import start_key
 from fewmask.data.sources import Pair, open_images
 from fewmask.evaluation import per_image_csv, score_pairs
-from fewmask.files import write_text_atomic
+from fewmask.files import crc, write_table, write_text_atomic
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
@@ -41,8 +40,7 @@ def run_cell(study: Study, cell: Cell) -> None:
     settings = cell_settings(study, cell, folder)
     budget = study.budget(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    config = tomli_w.dumps(config_of(settings))
-    write_text_atomic(folder / "config.toml", config)
+    write_table(folder / "config.toml", config_of(settings))
     segmenter, result, fitted = workflows.train(
         study.fabric, settings, study.prepared, budget, folder.name
     )
@@ -66,8 +64,10 @@ def run_cell(study: Study, cell: Cell) -> None:
     write_result(folder, replace(result, out=Path(folder.name)), **facts)
 
 
-def _tested(study: Study, segmenter: Segmenter, settings: FinetuneSettings) -> Scores:
-    """The scores on the test set; leaves masks/ and per_image.csv."""
+def _tested(
+    study: Study, segmenter: Segmenter, settings: FinetuneSettings
+) -> dict[str, float | str | None]:
+    """The scores on the test set; leaves masks/ and per_image.csv, whose checksum is with them."""
     folder = Path(settings.out)
     test = [study.prepared.pairs.items[row] for row in study.split.test]
 
@@ -87,11 +87,12 @@ def _tested(study: Study, segmenter: Segmenter, settings: FinetuneSettings) -> S
             settings.workers,
         )
     dataset, per_image, per_class = aggregate(found, labels.names)
-    write_text_atomic(folder / "per_image.csv", per_image_csv(found, labels.names))
-    scores = {**dataset, "iou_per_image": per_image["iou"]}
+    text = per_image_csv(found, labels.names)
+    write_text_atomic(folder / "per_image.csv", text)
+    scores: Scores = {**dataset, "iou_per_image": per_image["iou"]}
     if labels.n_classes > 2:
         scores |= {f"iou_{name}": own["iou"] for name, own in per_class.items()}
-    return scores
+    return {**scores, "per_image_csv": crc(text)}
 
 
 def pretrain_arm(study: Study, arm: Arm) -> None:
