@@ -42,6 +42,22 @@ def here(*arguments: str | Path) -> Run:
     return Run(arguments, code, out.getvalue(), told.getvalue())
 
 
+LATE = """
+import atexit, os, signal, sys
+from fewmask.cli import main
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+sys.argv = ["fewmask", "--version"]
+main()
+"""
+
+
+def test_control_c_after_the_work_is_done_changes_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def is_mistake(run: Run, *words: str) -> None:
     """Exit code 2, `error: ` first, every word there, no traceback."""
     assert run.returncode == 2, run.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             if not first:
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(redirect_stdout(nowhere))
-            sys.exit(dispatch(arguments))
+            code = dispatch(arguments)
+            if argv is None:  # the process ends here: Control-C has nothing left to stop
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            sys.exit(code)
     except AlreadyTold:
         sys.exit(2)
     except UserError as mistake:
