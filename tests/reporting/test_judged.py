@@ -108,7 +108,7 @@ def test_rows_that_went_are_said(counted: Path) -> None:
     pending = [lines[0], *(line.replace(",done", ",pending") for line in lines[1:])]
     (counted / "results.csv").write_text("\n".join(pending) + "\n")
     (doubt,) = read_study(counted).doubts
-    assert doubt.startswith("results.csv lacks 6 finished cells (key000, key001, key002)")
+    assert doubt.startswith("results.csv lacks 6 finished cells (key000; key001; key002)")
 
 
 def test_rows_of_no_cell_are_said(counted: Path) -> None:
@@ -116,7 +116,7 @@ def test_rows_of_no_cell_are_said(counted: Path) -> None:
     row = next(csv.DictReader(text.splitlines())) | {"repeat": "7"}
     (counted / "results.csv").write_text(text + ",".join(row.values()) + "\n")
     (doubt,) = read_study(counted).doubts
-    said = "results.csv has 1 row of cells that are not there (scratch, 8 masks, repeat 7)."
+    said = "results.csv has 1 row (scratch, 8 masks, repeat 7) without a cell."
     assert doubt == said
     (counted / "results.csv").write_text(text)
     assert read_study(counted).doubts == ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from fewmask.reporting.folder import Budget, StudyFolder, budget_label
+from fewmask.reporting.folder import StudyFolder, budget_label
 from fewmask.reporting.panels import Column, Panel, image_scores, shown_images
+from fewmask.reporting.tables import Budget
 
 DISAGREEMENTS = 3
 

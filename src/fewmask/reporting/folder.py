@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +9,19 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import CHANGED, crc, read_opened, read_sealed, reading
-from fewmask.reporting.sound import unsound, without_null
+from fewmask.files import CHANGED
+from fewmask.reporting.tables import (
+    Budget,
+    Place,
+    lacks_counts,
+    other_scores,
+    read_cells,
+    read_plan,
+    read_rows,
+)
 from fewmask.types import UserError
 
-Budget = int | float
-NEEDED = ("arm", "budget", "repeat", "status")
-COUNTS = ("repeat", "n_train", "n_val")
-WORDS = ("arm", "encoder", "decoder", "recipe", "status")
-"""Columns of results.csv that hold words; the others hold numbers."""
-COPIED = {
-    "iou", "f1", "dice_loss", "focal_loss", "bce_loss", "recall", "precision", "accuracy",
-    "iou_per_image", "iou_border_foreground",
-}  # fmt: skip
-"""Columns that are copied from the cells as they are, as is the IoU of each class."""
-REWRITE = "Run the study's command again to write it"
-PLAN_MEND = (
-    "Bring it back. Or remove it, and the study's command writes it again from the finished cells, "
-    "without what it knew of looks at verdicts"
-)
 MOST_DOUBTS = 3
-CELL_MEND = "Remove its folder, and the study's command does that cell again"
 
 
 @dataclass(frozen=True)
@@ -40,10 +31,10 @@ class StudyFolder:
     path: Path
     plan: dict[str, Any]
     rows: tuple[dict[str, str], ...]
-    cells: dict[tuple[str, Budget, int], Path]
+    cells: dict[Place, Path]
     doubts: tuple[str, ...] = ()
     """Sentences on what was changed since it was written."""
-    changed: frozenset[tuple[str, Budget, int]] = frozenset()
+    changed: frozenset[Place] = frozenset()
     """Cells of which results.csv says another IoU than they do themselves."""
 
     @property
@@ -154,60 +145,61 @@ def read_study(path: Path) -> StudyFolder:
         raise UserError(f"{path} holds no study.json; give the --out folder of a `fewmask study`")
     plan, unchanged = read_plan(file)
     doubts = [] if unchanged else [f"study.json was {CHANGED}."]
-    results = _results(path / "cells", plan.get("cells"))
+    results = read_cells(path / "cells", plan.get("cells"))
     cells = {place: folder for place, (folder, _) in results.items()}
     if cells and not (path / "results.csv").is_file():
         raise UserError(
             f"{path}: results.csv is gone, though {len(cells)} cells are finished. Run the study's "
             "command again to write it"
         )
-    rows, changed, lacking = _rows(path / "results.csv"), set(), set(results)
-    unknown = []
-    for row in rows:
-        place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
-        if row["status"] == "done" and results and place not in results:
-            unknown.append(f"{place[0]}, {budget_label(place[1])}, repeat {place[2]}")
-        if row["status"] == "done" and place in results:
-            lacking -= {place}
-            other = _other_scores(row, *results[place])
-            doubts += other.values()
-            changed |= {place} if "iou" in other else set()
-    if lacking:
-        named = ", ".join(sorted(cells[place].name for place in lacking)[:MOST_DOUBTS])
-        doubts.append(
-            f"results.csv lacks {len(lacking)} finished cell{'s' * (len(lacking) > 1)} ({named}); "
-            "the study's command writes it again."
-        )
-    if unknown:
-        doubts.append(
-            f"results.csv has {len(unknown)} row{'s' * (len(unknown) > 1)} of cells that are not "
-            f"there ({'; '.join(unknown[:MOST_DOUBTS])})."
-        )
-    if bare := [cell.name for cell, result in results.values() if _lacks_counts(cell, result)]:
-        doubts.append(
-            f"per_image.csv is gone from {len(bare)} cell{'s' * (len(bare) > 1)} "
-            f"({', '.join(bare[:MOST_DOUBTS])})."
-        )
-    if changed or bare:
-        doubts.append("The intervals there leave out what other test images would change.")
+    rows = read_rows(path / "results.csv")
+    told, changed = _compared(rows, results)
+    doubts += told
     if len(doubts) > MOST_DOUBTS:
         doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more such sentences."]
     return StudyFolder(path, plan, rows, cells, tuple(doubts), frozenset(changed))
 
 
-def read_plan(file: Path) -> tuple[dict[str, Any], bool]:
-    """What study.json says, less its null entries, and whether it is as it was written.
-
-    Raises UserError where it can't be read.
+def _compared(
+    rows: tuple[dict[str, str], ...], results: dict[Place, tuple[Path, dict[str, Any]]]
+) -> tuple[list[str], set[Place]]:
+    """results.csv beside the cells: sentences on what differs or is gone, and the cells of which
+    results.csv gives another IoU.
     """
-    with reading(file, PLAN_MEND):
-        table, unchanged = read_opened(file)
-        plan: dict[str, Any] = without_null(table)
-        if "name" not in plan:
-            raise ValueError("it has no name, and so is no study's")
-        if fault := unsound(plan):
-            raise ValueError(fault)
-    return plan, unchanged
+    doubts: list[str] = []
+    changed: set[Place] = set()
+    lacking, unknown = set(results), []
+    for row in rows:
+        place = (row["arm"], parse_budget(row["budget"]), int(row["repeat"]))
+        if row["status"] != "done" or not results:
+            continue
+        if place not in results:
+            unknown.append(f"{place[0]}, {budget_label(place[1])}, repeat {place[2]}")
+            continue
+        lacking -= {place}
+        other = other_scores(row, *results[place])
+        doubts += other.values()
+        changed |= {place} if "iou" in other else set()
+    if lacking:
+        named = sorted(results[place][0].name for place in lacking)
+        doubts.append(
+            f"results.csv lacks {_some(named, 'finished cell')}; the study's command writes it "
+            "again."
+        )
+    if unknown:
+        doubts.append(f"results.csv has {_some(unknown, 'row')} without a cell.")
+    bare = [cell.name for cell, result in results.values() if lacks_counts(cell, result)]
+    if bare:
+        doubts.append(f"per_image.csv is gone from {_some(bare, 'cell')}.")
+    if changed or bare:
+        doubts.append("The intervals there leave out what other test images would change.")
+    return doubts, changed
+
+
+def _some(names: list[str], what: str) -> str:
+    """`4 cells (a, b, c)`: their number, and the first of their names."""
+    shown = "; ".join(names[:MOST_DOUBTS])
+    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
 
 
 def budget_label(budget: Budget) -> str:
@@ -229,119 +221,3 @@ def _copies(shared: dict[str, Any], what: str, verb: str | None = None) -> str:
     does = ("is" if n == 1 else "are") if verb is None else f"{verb}{'s' * (n == 1)}"
     copies = f"{near} altered cop{'y' if near == 1 else 'ies'}"
     return f"{n} {named} ({exact} of equal pixels, {copies}) {does}"
-
-
-def _rows(file: Path) -> tuple[dict[str, str], ...]:
-    if not file.is_file():
-        return ()
-    seen = set()
-    with reading(file, REWRITE):
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, restval="")
-            missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(
-                    f"{file} lacks the columns {', '.join(missing)}; run the study again"
-                )
-            rows = tuple(dict(row) for row in reader)
-        for row in rows:
-            _refuse_unsound(row)
-            cell = (row["arm"], row["budget"], row["repeat"])
-            if cell in seen:
-                raise UserError(
-                    f"{file} holds two rows of arm {cell[0]}, budget {cell[1]}, repeat {cell[2]}; "
-                    f"each cell has one. {REWRITE}"
-                )
-            seen.add(cell)
-    return rows
-
-
-def _refuse_unsound(row: dict[str, str]) -> None:
-    """Raises ValueError where a row of results.csv holds no numbers where it should."""
-    if None in row:
-        raise ValueError("a row has more values than there are columns")
-    for name, text in row.items():
-        if name in COUNTS:
-            whole = text.isascii() and text.isdecimal() and len(text) < 10
-            if not (whole or (text == "" and name != "repeat")):
-                raise ValueError(f"{name} is {text!r}, not a whole number")
-        elif name not in WORDS:
-            try:
-                parse_budget(text) if name == "budget" else read_score(text)
-            except UserError as mistake:
-                raise ValueError(*mistake.faults) from None
-
-
-def _place(arm: Any, budget: Any, repeat: Any) -> tuple[str, Budget, int]:
-    """A cell's, by its result. Raises ValueError where it is none."""
-    if not isinstance(arm, str) or isinstance(budget, bool):
-        raise ValueError(f"arm {arm!r}, budget {budget!r}")
-    if type(repeat) is not int or repeat < 0:
-        raise ValueError(f"repeat {repeat!r}")
-    try:
-        return arm, parse_budget(budget), repeat
-    except UserError as mistake:
-        raise ValueError(*mistake.faults) from None
-
-
-def _other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> dict[str, str]:
-    """Where results.csv gives a cell another score than its own result.json: by score, a sentence.
-
-    Raises UserError where result.json is damaged.
-    """
-    found = {}
-    for name, text in row.items():
-        if name not in result or not (name in COPIED or name.startswith("iou_")):
-            continue
-        said = read_score(text)
-        with reading(cell / "result.json", CELL_MEND):
-            own = math.nan if result[name] in (None, "") else float(result[name])
-        # Not to the last digit: a spreadsheet that saves the file keeps fifteen.
-        alike = math.isclose(said, own, rel_tol=1e-9, abs_tol=1e-12)
-        if not alike and not (math.isnan(said) and math.isnan(own)):
-            found[name] = (
-                f"results.csv and the cell {cell.name} differ: {name} {text or 'undefined'} "
-                f"there, {result[name]} in its own result.json."
-            )
-    return found
-
-
-def _lacks_counts(cell: Path, result: dict[str, Any]) -> bool:
-    """Whether a cell's per_image.csv is gone. Raises UserError where it was changed."""
-    said = result.get("per_image_csv")
-    if said is None:  # as long as cells didn't note its checksum
-        return False
-    file = cell / "per_image.csv"
-    if not file.is_file():
-        return True
-    with reading(file, CELL_MEND):
-        if crc(file.read_bytes().decode()) != said:
-            raise ValueError(f"{CHANGED} in result.json")
-    return False
-
-
-def cell_result(file: Path) -> dict[str, Any]:
-    """As `read_sealed`, of a cell's result.json. Raises ValueError where it is another cell's."""
-    result = read_sealed(file)
-    key = result.get("key", file.parent.name)
-    if key != file.parent.name:
-        raise ValueError(f"is of the cell {key}")
-    return result
-
-
-def _results(
-    folder: Path, keys: list[str] | None
-) -> dict[tuple[str, Budget, int], tuple[Path, dict[str, Any]]]:
-    """The plan's own cells, and what their result.json say; a folder may hold those of earlier
-    settings as well.
-    """
-    found = {}
-    for file in sorted(folder.glob("*/result.json")):
-        if keys is not None and file.parent.name not in keys:
-            continue
-        with reading(file, CELL_MEND):
-            result = cell_result(file)
-            if {"arm", "budget", "repeat"} <= result.keys():
-                place = _place(result["arm"], result["budget"], result["repeat"])
-                found[place] = (file.parent, result)
-    return found

@@ -6,7 +6,8 @@ from fewmask.evidence.counts import ScoredRun, read_scored
 from fewmask.evidence.rows import parse_budget
 from fewmask.evidence.verdicts import MARGIN, Rules, Verdict, judge
 from fewmask.files import csv_text, reading, write_text_atomic
-from fewmask.reporting.folder import CELL_MEND, Budget, StudyFolder
+from fewmask.reporting.folder import StudyFolder
+from fewmask.reporting.tables import CELL_MEND, Budget
 
 COLUMNS = (
     "arm", "baseline", "budget", "repeats", "iou", "baseline_iou", "difference", "low", "high",

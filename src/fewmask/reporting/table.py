@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 
 from fewmask.evidence.rows import parse_budget
 from fewmask.files import write_text_atomic
-from fewmask.reporting.folder import Budget, StudyFolder, read_study
+from fewmask.reporting.folder import StudyFolder, read_study
+from fewmask.reporting.tables import Budget
 from fewmask.settings import RECIPES
 
 SCORES = {

@@ -28,7 +28,8 @@ from fewmask.files import (
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
-from fewmask.reporting.folder import CELL_MEND, PLAN_MEND, cell_result, read_plan, read_study
+from fewmask.reporting.folder import read_study
+from fewmask.reporting.tables import CELL_MEND, PLAN_MEND, cell_result, read_plan
 from fewmask.runs import config_of, key_of, made_by, versions
 from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
