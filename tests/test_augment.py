@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as reference
 
-from fewmask import augment
 from fewmask.augment import (
     MEAN,
     STD,
@@ -22,6 +21,8 @@ from fewmask.augment import (
     step_generator,
     to_unit,
 )
+from fewmask.augment import pairs as paired
+from fewmask.augment import views as viewing
 from fewmask.types import IGNORED, UserError
 
 PLAIN = Views(crop_min=1, ratio=(1, 1), flip=0, jitter=0, grey=0, blur=0)
@@ -89,8 +90,8 @@ def test_crop_shows_the_window_it_drew() -> None:
 
 def test_crops_fit_any_shape() -> None:
     valid = torch.tensor([[10.0, 400.0], [400.0, 10.0], [50.0, 50.0]]).repeat(200, 1)
-    draws = torch.rand(len(valid), 2 * augment._TRIES + 2, generator=generator())
-    top, left, tall, wide = augment._crops(draws, valid, Views())
+    draws = torch.rand(len(valid), 2 * viewing._TRIES + 2, generator=generator())
+    top, left, tall, wide = viewing._crops(draws, valid, Views())
     assert (torch.stack([top, left, tall, wide]) >= 0).all()
     assert (top + tall <= valid[:, 0] + 1e-3).all()
     assert (left + wide <= valid[:, 1] + 1e-3).all()
@@ -127,7 +128,7 @@ def test_crops_by_themselves_are_the_crops_of_the_batch(
     views = Views(crop_min=crop_min)
     found = []
     for least in (1, 10_000):
-        monkeypatch.setattr(augment, "_WINDOWED", least)
+        monkeypatch.setattr(viewing, "_WINDOWED", least)
         found.append(random_views(images, 24, views, generator(), valid=valid))
     assert torch.allclose(*found, atol=1e-6)
 
@@ -155,7 +156,7 @@ def colours(pixels: Tensor, spread: tuple[float, ...], *, grey: bool = False) ->
     """Pixels [3,N] of 0..1 after a jitter with the four numbers of -1..1, at strength 0.5."""
     draws = torch.tensor([[0.0, *[(s + 1) / 2 for s in spread], 0.0 if grey else 1.0]])
     mean = 255 * pixels.mean(1)[None]
-    matrix, offset = augment._colour_matrices(draws, mean, Views(colour=0.5, grey=0.5))
+    matrix, offset = viewing._colour_matrices(draws, mean, Views(colour=0.5, grey=0.5))
     return matrix[0] @ (255 * pixels) + offset[0]
 
 
@@ -233,7 +234,7 @@ def test_image_and_mask_stay_aligned(step: int) -> None:
 def test_window_is_turned_and_scaled_rigidly() -> None:
     settings = PairAugment(scale=(0.8, 0.8), rotate=40)
     draws = torch.rand(6, 5, generator=generator())
-    column, row = augment._sources(augment._windows(draws, settings, 50 / 90), 50, 90)
+    column, row = paired._sources(paired._windows(draws, settings, 50 / 90), 50, 90)
     for axis in (1, 2):
         steps = torch.hypot(column.diff(dim=axis), row.diff(dim=axis))
         torch.testing.assert_close(steps, torch.full_like(steps, 0.8), atol=1e-4, rtol=0)
@@ -272,7 +273,7 @@ def test_light_is_brightness_and_contrast() -> None:
     for factors in ((1.2, 1.0), (0.9, 1.3), (1.0, 0.5)):
         expected = reference.adjust_brightness(unit, factors[0])
         expected = reference.adjust_contrast(expected, factors[1])
-        changed = augment._light(unit, torch.tensor([factors]))
+        changed = paired._light(unit, torch.tensor([factors]))
         torch.testing.assert_close(changed, expected, atol=2e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Random views and paired augmentation of whole batches, on the batch's own device.
+"""Random views of whole batches, on the batch's own device.
 
 Everything is a function of the generator: one call of `torch.rand` draws the parameters of the
 global batch, each process cuts out its rows, and the arithmetic after it holds no chance.
@@ -14,57 +14,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+from fewmask.augment.basics import LUMA, improper, is_range, pieces
 from fewmask.constants import constant
-from fewmask.types import IGNORED, UserError
+from fewmask.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean of R, G, B for values of 0 to 1."""
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation of R, G, B for values of 0 to 1."""
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL's "L" and torchvision's greyscale
-_CACHED = 1 << 16  # pixels: a CPU works in pieces of about this size, which stay in its cache
-_FEWEST = 16  # images in such a piece, so that the price of calling PyTorch is shared
 _WINDOWED = 80
 """Pixels of a view's side from which a CPU works on each crop by itself: fewer pixels are touched
 (one thread, 96 px: 16 % faster, 224 px: 23 %), at the price of calling PyTorch for each image."""
 _TRIES = 10  # crops drawn per image before the largest fitting one is taken, as in Inception's code
-
-
-def step_generator(
-    seed: int, step: int, device: torch.device | str, stream: int = 0
-) -> torch.Generator:
-    """A generator whose state is a function of (seed, step, stream), whatever ran before.
-
-    The three are hashed, so that neighbouring steps and seeds are unrelated. `stream` separates
-    uses within a step. A generator on the CPU serves images on any device (only the parameters,
-    a few dozen numbers an image, are drawn with it).
-    """
-    digest = blake2b(f"{seed}/{step}/{stream}".encode(), digest_size=8).digest()
-    generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-    return generator
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Images uint8 [B,3,H,W] of 0..255 -> float32 [B,3,H,W] of 0..1."""
-    return images.to(torch.float32).div_(255)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Images float [B,3,H,W] of 0..1 -> ImageNet's mean 0 and standard deviation 1 a channel."""
-    scale = constant(tuple(1 / s for s in STD), images).view(3, 1, 1)
-    offset = constant(tuple(-m / s for m, s in zip(MEAN, STD, strict=True)), images).view(3, 1, 1)
-    return torch.addcmul(offset, images, scale)
 
 
 @dataclass(frozen=True)
@@ -95,7 +60,7 @@ class Views:
     view's side wide."""
 
     def __post_init__(self) -> None:
-        faults = _improper(self, ("flip", "jitter", "grey", "blur"))
+        faults = improper(self, ("flip", "jitter", "grey", "blur"))
         if not 0 < self.crop_min <= self.crop_max <= 1:
             faults.append(
                 f"--crop-min {self.crop_min:g} and --crop-max {self.crop_max:g} must satisfy "
@@ -103,9 +68,9 @@ class Views:
             )
         if not 0 <= self.colour <= 2.5:
             faults.append(f"--colour {self.colour:g} must lie in 0..2.5; Chen has 0.5 and 1.")
-        if not _is_range(self.ratio):
+        if not is_range(self.ratio):
             faults.append(f"--ratio {self.ratio} must be two positive numbers, smaller first.")
-        if not _is_range(self.sigma):
+        if not is_range(self.sigma):
             faults.append(f"--sigma {self.sigma} must be two positive numbers, smaller first.")
         if faults:
             raise UserError(*faults)
@@ -145,17 +110,9 @@ def random_views(
             valid = images.new_tensor(images.shape[-2:], dtype=torch.float32).expand(n, 2)
         valid = valid.to(images.device, torch.float32)
         out = torch.empty(n, 3, size, size, device=images.device)
-        for part in _pieces(images, size):
+        for part in pieces(images, size):
             _make_views(images[part], draws[part], valid[part], views, out[part])
         return out
-
-
-def _pieces(images: Tensor, size: int) -> list[slice]:
-    """The batch in the pieces that are worked on at once: all of it on an accelerator."""
-    n, _, height, width = images.shape
-    step = max(_FEWEST, _CACHED // max(size, height, width) ** 2)
-    step = step if images.device.type == "cpu" else max(n, 1)
-    return [slice(i, i + step) for i in range(0, n, step)]
 
 
 def _make_views(images: Tensor, draws: Tensor, valid: Tensor, views: Views, out: Tensor) -> None:
@@ -294,7 +251,7 @@ def _colour_matrices(draws: Tensor, mean: Tensor, views: Views) -> tuple[Tensor,
     brightness, contrast, saturation = (1 + spread[:, :3]).clamp(min=0).unbind(1)
     angle = (2 * math.pi * spread[:, 3])[:, None, None]
     identity = torch.eye(3, device=draws.device)
-    luma = constant(_LUMA, draws).expand(3, 3)
+    luma = constant(LUMA, draws).expand(3, 3)
     saturate = luma + saturation[:, None, None] * (identity - luma)
     # Rodrigues' rotation about (1, 1, 1): `across` is the cross product with the unit axis.
     axis = torch.full_like(identity, 1 / 3)
@@ -305,124 +262,3 @@ def _colour_matrices(draws: Tensor, mean: Tensor, views: Views) -> tuple[Tensor,
     gain = brightness * contrast / 255
     level = (mean @ luma[0]) * brightness * (1 - contrast) / 255
     return matrix * gain[:, None, None], level[:, None, None].expand(-1, 3, 1)
-
-
-@dataclass(frozen=True)
-class PairAugment:
-    """Augmentation of images with their masks, for fine-tuning."""
-
-    flip: float = 0.5
-    """Probability of a left-right flip."""
-    scale: tuple[float, float] = (0.6, 1.2)
-    """Range of the window's side over the image's side: below 1 zooms in, above 1 out."""
-    shift: float = 0.1
-    """The window moves by up to this fraction of the side, along each axis."""
-    rotate: float = 0.0
-    """The window turns by up to this many degrees, either way."""
-    brightness: float = 0.2
-    """Brightness changes by a factor of up to 1 +- this."""
-    contrast: float = 0.2
-    """Contrast about the image's mean grey changes by a factor of up to 1 +- this."""
-
-    def __post_init__(self) -> None:
-        faults = _improper(self, ("flip", "shift", "brightness", "contrast"))
-        if not _is_range(self.scale):
-            faults.append(f"scale {self.scale} must be two positive numbers, smaller first.")
-        if faults:
-            raise UserError(*faults)
-
-
-def augment_pair(
-    images: Tensor,
-    masks: Tensor,
-    settings: PairAugment,
-    generator: torch.Generator,
-    *,
-    start: int = 0,
-    total: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One random geometry for each image and its mask, and one change of light for the image.
-
-    images uint8 [B,3,H,W] -> float32 [B,3,H,W] of 0..1, bilinear, mirrored beyond the border.
-    masks uint8 [B,H,W] -> uint8 [B,H,W], nearest pixel, 255 (ignored) beyond the border.
-    `start` and `total` as in `random_views`.
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        n, _, height, width = images.shape
-        whole = total or start + n
-        draws = torch.rand(whole, 7, generator=generator, device=generator.device)
-        draws = draws[start : start + n].to(images.device, non_blocking=True)
-        theta = _windows(draws[:, :5], settings, height / width)
-        light = 1 + (2 * draws[:, 5:] - 1) * constant(
-            (settings.brightness, settings.contrast), draws
-        )
-        new_images = torch.empty(images.shape, device=images.device)
-        new_masks = torch.empty_like(masks)
-        for part in _pieces(images, 1):
-            column, row = _sources(theta[part], height, width)
-            new_masks[part] = _sample_nearest(masks[part], column, row)
-            grid = torch.stack([column * (2 / width) - 1, row * (2 / height) - 1], dim=3)
-            new_images[part] = _light(_sample_linear(images[part], grid), light[part])
-        return new_images, new_masks
-
-
-def _windows(draws: Tensor, settings: PairAugment, aspect: float) -> Tensor:
-    """Affine maps [B,2,3] of (x, y, 1), -1..1 edge to edge, by numbers [B,5]; aspect is H / W."""
-    flip = 1 - 2 * (draws[:, 0] < settings.flip).float()
-    low, high = settings.scale
-    scale = low + (high - low) * draws[:, 1]
-    shift = 2 * settings.shift * (2 * draws[:, 2:4] - 1)  # the side is 2
-    angle = math.radians(settings.rotate) * (2 * draws[:, 4] - 1)
-    cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
-    # x and y are in halves of different sides: `aspect` keeps the turn a turn.
-    across = torch.stack([cos * flip, -sin * aspect, shift[:, 0]], dim=1)
-    down = torch.stack([sin / aspect * flip, cos, shift[:, 1]], dim=1)
-    return torch.stack([across, down], dim=1)
-
-
-def _sources(theta: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel comes from: columns and rows [B,H,W], in pixels from the image's corner."""
-    x = torch.arange(1 - width, width, 2, device=theta.device) / width
-    y = torch.arange(1 - height, height, 2, device=theta.device) / height
-    across = theta[..., :1] * x + theta[..., 2:] + 1  # [B,2,W]
-    down = theta[..., 1:2] * y  # [B,2,H]
-    column = (across[:, 0, None] + down[:, 0, :, None]) * (width / 2)
-    row = (across[:, 1, None] + down[:, 1, :, None]) * (height / 2)
-    return column, row
-
-
-def _sample_linear(images: Tensor, grid: Tensor) -> Tensor:
-    """uint8 [B,3,H,W] at the grid [B,H,W,2] of -1..1 -> float32 [B,3,H,W] of 0..1."""
-    return functional.grid_sample(
-        to_unit(images), grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
-
-
-def _sample_nearest(masks: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """Masks [B,H,W] at the columns and rows [B,H,W]: the pixel that holds the point, or 255."""
-    height, width = masks.shape[-2:]
-    column, row = column.floor().int(), row.floor().int()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = (row * width + column).masked_fill_(~inside, 0).flatten(1).long()
-    values = masks.flatten(1).gather(1, index).view_as(masks)
-    return values.masked_fill_(~inside, IGNORED)
-
-
-def _light(images: Tensor, factors: Tensor) -> Tensor:
-    """Images [B,3,H,W] of 0..1 with brightness and contrast times factors [B,2], clamped."""
-    brightness, contrast = factors[:, 0], factors[:, 1]
-    grey = images.mean((2, 3)) @ constant(_LUMA, images)
-    level = brightness * (1 - contrast) * grey
-    gain = (brightness * contrast)[:, None, None, None]
-    return torch.addcmul(level[:, None, None, None], images, gain).clamp_(0, 1)
-
-
-def _is_range(numbers: tuple[float, ...]) -> bool:
-    """Whether these are two positive numbers, the smaller first."""
-    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1] < math.inf
-
-
-def _improper(settings: Views | PairAugment, names: tuple[str, ...]) -> list[str]:
-    """A fault for each named field that is not between 0 and 1."""
-    values = {name: getattr(settings, name) for name in names}
-    return [f"--{n} {v:g} must lie in 0..1." for n, v in values.items() if not 0 <= v <= 1]
