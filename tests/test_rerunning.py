@@ -11,9 +11,9 @@ from PIL import Image
 
 import fewmask
 from fewmask.checkpoint import read_weights, save_weights
-from fewmask.files import write_sealed
 from fewmask.inference import open_run, trained_hashes
 from fewmask.runs import made_by
+from fewmask.sealed import write_sealed
 from fewmask.types import UserError
 
 SMALL = {"encoder": "resnet18", "size": 32, "steps": 2, "batch_size": 4}

@@ -8,7 +8,8 @@ others are off by a random one, a text is written backwards, a list lacks its la
 False, a function that returns nothing does nothing, and one that raises does not. The test is run
 again until it fails by what it asserts. A test that only ever ends in another error, or passes
 whatever is broken, is written down as such: somebody has to look at it. Tests whose fewmask runs in
-other processes can't be judged so.
+other processes can't be judged so. To be run in a throw-away copy: broken code may write beside
+where it should.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from typing import Any, cast
 import pytest
 
 LONGEST = 20.0
-"""Seconds that one test's tries may take together; and, of that, a single one."""
+"""Seconds that one test's tries may take together, about."""
 ONE = 15
+"""Seconds of a single try."""
 TRIES = 25
 SLOW = 8.0
 """Seconds beyond which a test is run on broken code a few times only."""
-NEVER = {"__init__", "__enter__", "__exit__", "__post_init__", "<lambda>", "<module>", "<genexpr>"}
+NEVER = {"__init__", "__enter__", "__exit__", "__post_init__"}
+"""Methods whose answer is not looked at."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -114,6 +117,8 @@ class Failing:
                 signal.setitimer(signal.ITIMER_REAL, ONE)
                 try:
                     reports = runtestprotocol(item, nextitem=cast(Any, Same(item)), log=False)
+                except (KeyboardInterrupt, pytest.exit.Exception):
+                    raise
                 except BaseException as problem:  # pytest's own trouble with broken code
                     best.setdefault("trouble", repr(problem)[:200])
                     continue
@@ -187,7 +192,7 @@ class Calls:
         codes = {
             code: depth
             for code, depth in self.depths.items()
-            if code.co_name not in NEVER and not code.co_freevars
+            if code.co_name not in NEVER and "<" not in code.co_name and not code.co_freevars
         }
         if not codes.keys() <= KNOWN.keys():
             learn()
@@ -200,6 +205,7 @@ KNOWN: dict[types.CodeType, types.FunctionType] = {}
 
 
 def learn() -> None:
+    """Look for all of fewmask's functions that there are by now."""
     import gc
 
     for one in gc.get_objects():
@@ -240,14 +246,14 @@ class Broken:
                 return None
 
         builtins._answer = answer  # type: ignore[attr-defined]
-        f.__code__ = WRONGLY.__code__
+        f.__code__ = wrongly.__code__
         return self
 
     def __exit__(self, *_: object) -> None:
         self.function.__code__ = self.code
 
 
-def WRONGLY(*args, **named):  # type: ignore[no-untyped-def]
+def wrongly(*args, **named):  # type: ignore[no-untyped-def]
     return _answer(*args, **named)  # type: ignore[name-defined]  # noqa: F821
 
 
@@ -308,6 +314,7 @@ def wrong_within(right: Any) -> Any:
 
 
 def changed_array(right: Any) -> Any:
+    """As `wrong`, of an array."""
     try:
         return right + (random.uniform(0.5, 1.5) if right.dtype.kind == "f" else 1)
     except TypeError:  # text, or records

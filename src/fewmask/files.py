@@ -13,15 +13,11 @@ import secrets
 import socket
 import stat
 import time
-import tomllib
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import tomli_w
 
 from fewmask.types import UserError
 
@@ -226,81 +222,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """As `write_atomic`, of a value as JSON. Raises ValueError for NaN, which JSON has none of."""
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-CHECKSUM = "checksum"
-"""The last entry of a table that is held against it when it is read."""
-CHANGED = "changed since it was written: its entries don't fit its checksum"
-
-
-def write_sealed(path: Path, table: Mapping[str, Any], *, loose: bool = False) -> None:
-    """As `write_atomic`, of a table as JSON, with its checksum.
-
-    `loose`: what JSON doesn't know becomes text, and NaN stays; both are else an error.
-    """
-    text = json.dumps(dict(table), default=str if loose else None, allow_nan=loose)
-    plain: dict[str, Any] = json.loads(text)
-    plain.pop(CHECKSUM, None)
-    write_text_atomic(path, json.dumps(plain | {CHECKSUM: _sum(plain)}, indent=1) + "\n")
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The table of a JSON file, without its checksum; one that has none is taken as it is.
-
-    To be used within `reading`: raises OSError, and the errors of UNEXPECTED for what is no table
-    of ours, or was changed.
-    """
-    table, unchanged = read_opened(path)
-    if not unchanged:
-        raise ValueError(f"{CHANGED}; if that was on purpose, take the entry {CHECKSUM} out")
-    return table
-
-
-def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
-    """As `read_sealed`, and whether the checksum fits or there is none."""
-    table = json.loads(path.read_text(encoding="utf-8-sig"))  # editors add a mark
-    if not isinstance(table, dict):
-        raise TypeError(f"holds a {type(table).__name__}, not a table")
-    said = table.pop(CHECKSUM, None)
-    return table, said is None or said == _sum(table)
-
-
-_SEAL = f"# {CHECKSUM} "
-"""Begins the last line of a TOML file of ours, a comment."""
-
-
-def write_table(path: Path, table: Mapping[str, Any]) -> None:
-    """As `write_atomic`, of a table as TOML (a config.toml), with its checksum."""
-    text = tomli_w.dumps(table)
-    write_text_atomic(path, f"{text}{_SEAL}{crc(text)}\n")
-
-
-def read_table(path: Path, mend: str = "Bring the file back") -> dict[str, Any]:
-    """The table of a TOML file of ours; one without a checksum is taken as it is.
-
-    Raises UserError naming the file where it can't be read, is no TOML, or was changed.
-    """
-    with reading(path, mend):
-        text = path.read_text(encoding="utf-8-sig")  # editors add a mark
-        table = tomllib.loads(text)
-    *lines, last = text.splitlines() or [""]
-    written = "".join(f"{line}\n" for line in lines)
-    if last.startswith(_SEAL) and last != f"{_SEAL}{crc(written)}":
-        raise UserError(
-            f"{path}: changed since it was written. {mend}; keep a change of your own by taking "
-            f"its last line, {_SEAL.strip()}, out"
-        )
-    return table
-
-
-def _sum(table: Mapping[str, Any]) -> str:
-    """Of the entries, however the file is laid out."""
-    return crc(json.dumps(table, sort_keys=True))
-
-
-def crc(text: str) -> str:
-    """CRC-32 of a text, in hexadecimal digits."""
-    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

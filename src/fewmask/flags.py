@@ -206,7 +206,7 @@ def given(
 def read_toml(path: str) -> dict[str, Any]:
     """The table in a TOML file. Raises UserError where there is none or it does not parse."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors add a mark
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). Name a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:

@@ -25,8 +25,9 @@ from fewmask.data import classes
 from fewmask.data.cache import in_order
 from fewmask.data.images import resize_image
 from fewmask.data.items import ImageItem
-from fewmask.files import read_sealed, reading, write_bytes_atomic
+from fewmask.files import reading, write_bytes_atomic
 from fewmask.runs import read_split
+from fewmask.sealed import read_sealed
 from fewmask.segmentation import Geometry, Segmenter, described_by, predicted, rebuild
 from fewmask.types import Colour, Labels, UserError
 

@@ -18,7 +18,6 @@ from fewmask.data.looks import cannot
 from fewmask.data.sources import open_file, open_images
 from fewmask.devices import pick_device
 from fewmask.engines import Engine, Wanted, open_engine
-from fewmask.files import write_table
 from fewmask.inference import (
     BATCH,
     LEGEND,
@@ -35,6 +34,7 @@ from fewmask.inference import (
 from fewmask.overlays import overlay
 from fewmask.progress import progress
 from fewmask.runs import config_of
+from fewmask.sealed import write_sealed_toml
 from fewmask.segmentation import Geometry, predicted
 from fewmask.settings import PredictSettings
 from fewmask.types import Colour, PredictResult, UserError
@@ -64,7 +64,7 @@ def predict(settings: PredictSettings) -> PredictResult:
     if engine.drop is not None:
         print(engine.drop.sentence(), file=sys.stderr)
     # Marks the folder as ours, should only masks/ follow.
-    write_table(out / "config.toml", config_of(settings))
+    write_sealed_toml(out / "config.toml", config_of(settings))
     labels = model.labels
     if labels.n_classes > 2:
         save_legend(out / LEGEND, labels)

@@ -14,10 +14,11 @@ from fewmask import workflows
 from fewmask.checkpoint import read_weights
 from fewmask.data.sources import open_images, open_pairs
 from fewmask.decoders import DECODERS
-from fewmask.files import read_sealed, read_table, reading
+from fewmask.files import reading
 from fewmask.flags import build_parser, construct, given, options, read_config
 from fewmask.pretext import PRETEXTS
 from fewmask.runs import made_by
+from fewmask.sealed import read_sealed, read_sealed_toml
 from fewmask.settings import FinetuneSettings, PretrainSettings, RerunSettings, StudySettings
 from fewmask.studies.run import run_study
 from fewmask.types import RerunResult, UserError
@@ -78,7 +79,7 @@ def _repeat_run(before: Path, told: dict[str, Any], out: Path) -> None:
         raise UserError(
             f"{before}: a study's cell, whose pairs the study has drawn. Name the study's folder"
         )
-    read_table(before / "config.toml")
+    read_sealed_toml(before / "config.toml")
     for name in WEIGHTS:
         if (before / name).is_file():
             read_weights(before / name)  # so that damaged ones are told of before the training

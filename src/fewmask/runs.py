@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from fewmask.files import read_sealed, read_table, reading, write_sealed, write_table
+from fewmask.files import reading
 from fewmask.flags import flat
+from fewmask.sealed import read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
 from fewmask.types import Transfer, UserError, is_union
 
@@ -39,7 +40,7 @@ def refuse_others(out: Path, config: dict[str, Any]) -> None:
     """Raises UserError where `out` is another run's folder, or holds something else."""
     path = out / "config.toml"
     if path.exists():
-        before = read_table(path, "Bring the file back, or choose another --out")
+        before = read_sealed_toml(path, "Bring the file back, or choose another --out")
         for name in sorted({*before, *config} - NOT_WHAT_IS_COMPUTED):
             if before.get(name) != config.get(name):
                 raise UserError(
@@ -60,7 +61,7 @@ def claim(out: Path, config: dict[str, Any]) -> None:
     """Make `out` this run's folder, unless it already is. Raises UserError as `refuse_others`."""
     refuse_others(out, config)
     if not (out / "config.toml").exists():
-        write_table(out / "config.toml", config)
+        write_sealed_toml(out / "config.toml", config)
 
 
 @contextmanager

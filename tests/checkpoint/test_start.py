@@ -25,6 +25,7 @@ from fewmask.checkpoint import (
 )
 from fewmask.encoders import build
 from fewmask.files import write_json_atomic
+from fewmask.sealed import write_sealed_toml
 from fewmask.types import UserError
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -109,6 +110,9 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(UserError, match=f"{neither}: a run that is not finished"):
         start(tmp_path)
+    (tmp_path / "config.toml").write_text("broken [")
+    with pytest.raises(UserError, match=rf"{neither}; .*config\.toml: damaged"):
+        start(tmp_path)
 
 
 def test_a_start_that_is_not_there(tmp_path: Path) -> None:
@@ -138,13 +142,21 @@ def test_real_imagenet_weights_give_the_same_features() -> None:
         torch.testing.assert_close(found, model.eval().forward_features(images))
 
 
-def test_the_encoder_is_the_start_s_where_none_is_named(tmp_path: Path) -> None:
+def test_the_encoder_is_the_start_s_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.toml").write_text('encoder = "resnet18"\nsize = 96\n')
+    assert told_by(str(run)) == {}  # no weights: some other program's folder, perhaps
+    save_weights(run / "encoder.safetensors", {"a": torch.ones(1)}, {})
     assert encoder_of("auto", str(run)) == "resnet18"
     assert encoder_of("vgg11", str(run)) == "vgg11"
-    assert encoder_of("auto", "scratch") == encoder_of("auto", "imagenet") == DEFAULT
+    monkeypatch.chdir(tmp_path)
+    for name in ("scratch", "imagenet"):  # the word, whatever lies in such a folder
+        save_weights(Path(name) / "encoder.safetensors", {"a": torch.ones(1)}, {})
+        (tmp_path / name / "config.toml").write_text('encoder = "vgg11"')
+        assert encoder_of("auto", name) == DEFAULT
     assert told_by(str(run)) == {"encoder": "resnet18", "size": 96}
     (run / "config.toml").write_text("broken [")
     with pytest.raises(UserError, match=r"config\.toml: damaged .*Bring the file back"):
@@ -160,7 +172,8 @@ def test_the_encoder_is_the_start_s_where_none_is_named(tmp_path: Path) -> None:
     assert told_by(str(run.rename(tmp_path / "run.safetensors")))["encoder"] == "vgg11"
 
 
-UNKNOWN = ["its result.json is damaged or was changed: what it warned of is not known"]
+UNREAD = ["its result.json can't be read: what it warned of is not known"]
+CHANGED = "its result.json was changed since it was written"
 
 
 @pytest.mark.parametrize(
@@ -168,10 +181,10 @@ UNKNOWN = ["its result.json is damaged or was changed: what it warned of is not 
     [
         ('{"warnings": ["collapsed", 3]}', ["collapsed", "3"]),
         ("{}", []),
-        ("[]", UNKNOWN),
-        ('{"warnings": 3}', UNKNOWN),
-        ("{", UNKNOWN),
-        ('{"checksum": "0"}', UNKNOWN),
+        ("[]", UNREAD),
+        ('{"warnings": 3}', UNREAD),
+        ("{", UNREAD),
+        ('{"warnings": ["collapsed"], "checksum": "0"}', ["collapsed", CHANGED]),
         (None, []),
     ],
 )
@@ -199,6 +212,8 @@ def test_a_start_of_another_encoder_says_which(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('encoder = "vgg11"')
     hint = f". {tmp_path} is a vgg11: pass --encoder vgg11"
     assert faults_of(lambda: start(tmp_path)) == (plain + hint,)
+    (tmp_path / "config.toml").write_text("broken [")
+    assert faults_of(lambda: start(tmp_path)) == (plain,)
 
 
 def test_part_of_an_encoder_is_loaded_where_allowed(tmp_path: Path) -> None:
@@ -313,6 +328,11 @@ def test_a_decoder_of_another_name_is_left_out_and_said(tmp_path: Path) -> None:
             "so only the encoder is used"
         )
     assert not (network.get_parameter("decoder.1.weight") == 2).any()
+    write_sealed_toml(tmp_path / "config.toml", {"with_decoder": "fpn"})
+    text = (tmp_path / "config.toml").read_text()
+    (tmp_path / "config.toml").write_text(text.replace("fpn", "unet"))
+    (fault,) = faults_of(lambda: load_decoder(network, run, "unet"))
+    assert "config.toml: changed since it was written" in fault
 
 
 def test_a_decoder_that_does_not_fit_is_refused_with_the_mend(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewmask.files import crc, write_sealed
 from fewmask.reporting.findings import findings, own_against_imagenet
 from fewmask.reporting.folder import StudyFolder, read_study
 from fewmask.reporting.judged import rules, verdicts
+from fewmask.sealed import crc, write_sealed
 from fewmask.types import UserError
 
 
@@ -82,7 +82,7 @@ def test_another_iou_is_said_with_what_the_intervals_lack(counted: Path) -> None
     (counted / "results.csv").write_text(text.replace(iou, "0.5", 1))
     study = read_study(counted)
     assert "iou 0.5 there" in study.doubts[0]
-    assert study.doubts[1].startswith("The intervals there leave out")
+    assert study.doubts[1].startswith("The intervals of these arms leave out")
     (found,) = verdicts(study)
     assert found.images == 0
 
@@ -115,9 +115,12 @@ def test_rows_of_no_cell_are_said(counted: Path) -> None:
     text = (counted / "results.csv").read_text()
     row = next(csv.DictReader(text.splitlines())) | {"repeat": "7"}
     (counted / "results.csv").write_text(text + ",".join(row.values()) + "\n")
-    (doubt,) = read_study(counted).doubts
-    said = "results.csv has 1 row (scratch, 8 masks, repeat 7) without a cell."
-    assert doubt == said
+    doubt, lack = read_study(counted).doubts
+    said = (
+        "results.csv has 1 row (scratch, 8 masks, repeat 7) without a finished cell; the study's "
+    )
+    assert doubt == said + "command writes it again."
+    assert lack.startswith("The intervals of these arms leave out")
     (counted / "results.csv").write_text(text)
     assert read_study(counted).doubts == ()
 
@@ -136,17 +139,42 @@ def test_counts_that_went_are_said(noted: Path) -> None:
     assert read_study(noted).doubts == ()
     (noted / "cells" / "key001" / "per_image.csv").unlink()
     gone, lack = read_study(noted).doubts
-    assert gone == "per_image.csv is gone from 1 cell (key001)."
-    assert lack.startswith("The intervals there leave out")
+    assert gone.startswith("per_image.csv is gone from 1 cell (key001); a cell whose folder")
+    assert lack.startswith("The intervals of these arms leave out")
 
 
 def test_counts_under_other_names_are_refused(noted: Path) -> None:
     file = noted / "cells" / "key001" / "per_image.csv"
     text = file.read_text()
     assert text.count("i7,") == 1
+    file.write_text("\ufeff" + text, newline="\r\n")  # as a spreadsheet saves it
+    assert read_study(noted).doubts == ()
     file.write_text(text.replace("i7,", "i77,"))  # the score is the same
-    with pytest.raises(UserError, match=r"key001/per_image\.csv: damaged .*changed since .*Remove"):
+    with pytest.raises(
+        UserError, match=r"key001/per_image\.csv: changed since .*Bring it back, or"
+    ):
         read_study(noted)
+    table = json.loads((file.parent / "result.json").read_text())
+    table.pop("per_image_csv")
+    (file.parent / "result.json").write_text(json.dumps(table))
+    assert read_study(noted).doubts == ()
+
+
+def test_many_scores_that_differ_hide_nothing_else(noted: Path) -> None:
+    rows = list(csv.DictReader((noted / "results.csv").read_text().splitlines()))
+    for row in rows:
+        row["iou"] = "0.5"
+    with (noted / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (noted / "cells" / "key001" / "per_image.csv").unlink()
+    *differ, more, gone, lack = read_study(noted).doubts
+    assert len(differ) == 3
+    assert all("iou 0.5 there" in one for one in differ)
+    assert more == "So do 3 more scores."
+    assert gone.startswith("per_image.csv is gone from 1 cell")
+    assert lack.startswith("The intervals of these arms")
 
 
 def test_the_result_of_another_cell_is_refused(counted: Path) -> None:

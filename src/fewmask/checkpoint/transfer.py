@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -16,13 +17,11 @@ from fewmask import encoders
 from fewmask.checkpoint.files import read_weights
 from fewmask.checkpoint.foreign import read_any
 from fewmask.checkpoint.matching import COUNTER, Match, best_match, strays
-from fewmask.checkpoint.told import told_by
-from fewmask.files import UNEXPECTED, read_sealed, read_table
+from fewmask.checkpoint.told import RUN_WEIGHTS, told_by
+from fewmask.files import UNEXPECTED
 from fewmask.flags import near
+from fewmask.sealed import read_sealed, read_sealed_toml
 from fewmask.types import Transfer, UserError
-
-RUN_WEIGHTS = ("encoder.safetensors", "model.safetensors")
-"""What a pre-training run and a fine-tuning run leave in their folders."""
 
 RUN_DECODER = "decoder.safetensors"
 """What a run leaves beside its encoder where it pre-trained a segmentation decoder as well."""
@@ -62,7 +61,9 @@ def load_start(
     try:
         done = transfer(encoder, state, source=source, allow_partial=allow_partial)
     except UserError as mistake:
-        its = told_by(start).get("encoder", name)
+        its = name
+        with suppress(UserError):  # what doesn't fit matters more than a damaged config.toml
+            its = told_by(start).get("encoder", name)
         hint = "" if its == name else f". {start} is a {its}: pass --encoder {its}"
         faults = (f"--encoder {name}: {fault}{hint}" for fault in mistake.faults)
         raise UserError(*faults) from None
@@ -80,7 +81,7 @@ def load_decoder(network: nn.Module, start: str, decoder: str) -> str | None:
     if not path.is_file():
         return None
     config = path.with_name("config.toml")
-    held = read_table(config).get("with_decoder") if config.is_file() else None
+    held = read_sealed_toml(config).get("with_decoder") if config.is_file() else None
     if held != decoder:
         what = f"{start} also holds a pre-trained decoder ({held or 'of an unknown name'})"
         return f"{what}; --decoder {decoder} is another, so only the encoder is used"
@@ -131,7 +132,7 @@ def start_key(start: str, weights: str | None, name: str) -> str:
 def start_file(start: str) -> Path:
     """The weights file that a start other than scratch and imagenet means.
 
-    Raises UserError where there is none, naming what is near.
+    Raises UserError where there is none, naming what is near or what the folder is instead.
     """
     path = Path(start)
     if path.is_file():
@@ -147,7 +148,10 @@ def start_file(start: str) -> Path:
             return path / name
     fault = f"--init {start}: holds neither {' nor '.join(RUN_WEIGHTS)}"
     if (path / "config.toml").is_file():
-        said = read_table(path / "config.toml")
+        try:
+            said = read_sealed_toml(path / "config.toml")
+        except UserError as problem:
+            raise UserError(f"{fault}; {problem.faults[0]}") from None
         if said and not said.keys() & {"pretext", "decoder"}:
             raise UserError(
                 f"{fault}: it comes from a command that trains no encoder. Name the folder of a "

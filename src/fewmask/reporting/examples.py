@@ -6,7 +6,7 @@ from statistics import fmean
 
 from fewmask.reporting.folder import StudyFolder, budget_label
 from fewmask.reporting.panels import Column, Panel, image_scores, shown_images
-from fewmask.reporting.tables import Budget
+from fewmask.reporting.read import Budget
 
 DISAGREEMENTS = 3
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from fewmask.data.classes import colour
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import CHANGED
-from fewmask.reporting.tables import (
+from fewmask.reporting.read import (
     Budget,
     Place,
     lacks_counts,
@@ -19,6 +18,7 @@ from fewmask.reporting.tables import (
     read_plan,
     read_rows,
 )
+from fewmask.sealed import CHANGED
 from fewmask.types import UserError
 
 MOST_DOUBTS = 3
@@ -33,7 +33,7 @@ class StudyFolder:
     rows: tuple[dict[str, str], ...]
     cells: dict[Place, Path]
     doubts: tuple[str, ...] = ()
-    """Sentences on what was changed since it was written."""
+    """Sentences on what was changed since it was written, or is gone."""
     changed: frozenset[Place] = frozenset()
     """Cells of which results.csv says another IoU than they do themselves."""
 
@@ -155,8 +155,6 @@ def read_study(path: Path) -> StudyFolder:
     rows = read_rows(path / "results.csv")
     told, changed = _compared(rows, results)
     doubts += told
-    if len(doubts) > MOST_DOUBTS:
-        doubts = [*doubts[:MOST_DOUBTS], f"{len(doubts) - MOST_DOUBTS} more such sentences."]
     return StudyFolder(path, plan, rows, cells, tuple(doubts), frozenset(changed))
 
 
@@ -166,7 +164,7 @@ def _compared(
     """results.csv beside the cells: sentences on what differs or is gone, and the cells of which
     results.csv gives another IoU.
     """
-    doubts: list[str] = []
+    scores: list[str] = []
     changed: set[Place] = set()
     lacking, unknown = set(results), []
     for row in rows:
@@ -178,8 +176,11 @@ def _compared(
             continue
         lacking -= {place}
         other = other_scores(row, *results[place])
-        doubts += other.values()
+        scores += other.values()
         changed |= {place} if "iou" in other else set()
+    doubts = scores[:MOST_DOUBTS]
+    if len(scores) > MOST_DOUBTS:
+        doubts.append(f"So do {len(scores) - MOST_DOUBTS} more scores.")
     if lacking:
         named = sorted(results[place][0].name for place in lacking)
         doubts.append(
@@ -187,17 +188,23 @@ def _compared(
             "again."
         )
     if unknown:
-        doubts.append(f"results.csv has {_some(unknown, 'row')} without a cell.")
+        doubts.append(
+            f"results.csv has {_some(unknown, 'row')} without a finished cell; the study's command "
+            "writes it again."
+        )
     bare = [cell.name for cell, result in results.values() if lacks_counts(cell, result)]
     if bare:
-        doubts.append(f"per_image.csv is gone from {_some(bare, 'cell')}.")
-    if changed or bare:
-        doubts.append("The intervals there leave out what other test images would change.")
+        doubts.append(
+            f"per_image.csv is gone from {_some(bare, 'cell')}; a cell whose folder is removed is "
+            "done again by the study's command."
+        )
+    if changed or unknown or bare:
+        doubts.append("The intervals of these arms leave out what other test images would change.")
     return doubts, changed
 
 
 def _some(names: list[str], what: str) -> str:
-    """`4 cells (a, b, c)`: their number, and the first of their names."""
+    """`4 cells (a; b; c)`: their number, and the first of their names."""
     shown = "; ".join(names[:MOST_DOUBTS])
     return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"
 

@@ -7,7 +7,7 @@ from fewmask.evidence.rows import parse_budget
 from fewmask.evidence.verdicts import MARGIN, Rules, Verdict, judge
 from fewmask.files import csv_text, reading, write_text_atomic
 from fewmask.reporting.folder import StudyFolder
-from fewmask.reporting.tables import CELL_MEND, Budget
+from fewmask.reporting.read import CELL_MEND, Budget
 
 COLUMNS = (
     "arm", "baseline", "budget", "repeats", "iou", "baseline_iou", "difference", "low", "high",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fewmask.evidence.rows import read_score
 from fewmask.files import reading
 from fewmask.reporting.folder import StudyFolder, budget_label
-from fewmask.reporting.tables import CELL_MEND, Budget
+from fewmask.reporting.read import CELL_MEND, Budget
 from fewmask.reporting.theme import LIGHT, Picture, Theme, shorten, write_picture
 from fewmask.types import IGNORED
 

@@ -12,7 +12,7 @@ import numpy as np
 from fewmask.evidence.curve import Curve
 from fewmask.evidence.verdicts import Verdict
 from fewmask.reporting.folder import StudyFolder, budget_label
-from fewmask.reporting.tables import Budget
+from fewmask.reporting.read import Budget
 from fewmask.reporting.theme import (
     WIDTH,
     Picture,

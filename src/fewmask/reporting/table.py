@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from fewmask.evidence.rows import parse_budget
 from fewmask.files import write_text_atomic
 from fewmask.reporting.folder import StudyFolder, read_study
-from fewmask.reporting.tables import Budget
+from fewmask.reporting.read import Budget
 from fewmask.settings import RECIPES
 
 SCORES = {

@@ -12,11 +12,12 @@ from fewmask import workflows
 from fewmask.checkpoint import start_key
 from fewmask.data.sources import Pair, open_images
 from fewmask.evaluation import per_image_csv, score_pairs
-from fewmask.files import crc, write_table, write_text_atomic
+from fewmask.files import write_text_atomic
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
 from fewmask.runs import config_of, key_of, split_name, write_result
+from fewmask.sealed import crc_of, write_sealed_toml
 from fewmask.segmentation import Geometry, Segmenter
 from fewmask.settings import FinetuneSettings
 from fewmask.studies.plan import Arm, Cell
@@ -40,7 +41,7 @@ def run_cell(study: Study, cell: Cell) -> None:
     settings = cell_settings(study, cell, folder)
     budget = study.budget(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / "config.toml", config_of(settings))
+    write_sealed_toml(folder / "config.toml", config_of(settings))
     segmenter, result, fitted = workflows.train(
         study.fabric, settings, study.prepared, budget, folder.name
     )
@@ -56,6 +57,7 @@ def run_cell(study: Study, cell: Cell) -> None:
         "recipe": settings.recipe,
         "whole": budget.whole,
         **_tested(study, segmenter, settings),
+        "per_image_csv": crc_of(folder / "per_image.csv"),
         "fingerprint": study.prepared.pairs.fingerprint(),
         "split": split_name(workflows.split_of(study.prepared, budget)),
         **workflows.machine_of(study.fabric),
@@ -64,10 +66,8 @@ def run_cell(study: Study, cell: Cell) -> None:
     write_result(folder, replace(result, out=Path(folder.name)), **facts)
 
 
-def _tested(
-    study: Study, segmenter: Segmenter, settings: FinetuneSettings
-) -> dict[str, float | str | None]:
-    """The scores on the test set; leaves masks/ and per_image.csv, whose checksum is with them."""
+def _tested(study: Study, segmenter: Segmenter, settings: FinetuneSettings) -> Scores:
+    """The scores on the test set; leaves masks/ and per_image.csv."""
     folder = Path(settings.out)
     test = [study.prepared.pairs.items[row] for row in study.split.test]
 
@@ -87,12 +87,11 @@ def _tested(
             settings.workers,
         )
     dataset, per_image, per_class = aggregate(found, labels.names)
-    text = per_image_csv(found, labels.names)
-    write_text_atomic(folder / "per_image.csv", text)
-    scores: Scores = {**dataset, "iou_per_image": per_image["iou"]}
+    write_text_atomic(folder / "per_image.csv", per_image_csv(found, labels.names))
+    scores = {**dataset, "iou_per_image": per_image["iou"]}
     if labels.n_classes > 2:
         scores |= {f"iou_{name}": own["iou"] for name, own in per_class.items()}
-    return {**scores, "per_image_csv": crc(text)}
+    return scores
 
 
 def pretrain_arm(study: Study, arm: Arm) -> None:

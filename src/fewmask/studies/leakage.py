@@ -24,9 +24,9 @@ from fewmask.data.leakage import (
 from fewmask.data.sides import Copy, write_sides
 from fewmask.data.sources import open_images
 from fewmask.data.split import Split
-from fewmask.files import read_table
 from fewmask.inference import trained_hashes
 from fewmask.progress import progress
+from fewmask.sealed import read_sealed_toml
 from fewmask.settings import StudySettings
 from fewmask.studies.arms import STARTS
 from fewmask.studies.described import some
@@ -152,7 +152,7 @@ def _of_run(
 ) -> PoolLeak | None:
     """What the pool of a pre-trained run shares with the pairs; None where it has no pool."""
     path = run / "config.toml"
-    src = read_table(path).get("images") if path.is_file() else None
+    src = read_sealed_toml(path).get("images") if path.is_file() else None
     if src is None:
         return None
     try:

@@ -16,21 +16,14 @@ from fewmask.data import classes
 from fewmask.data.sources import Pair
 from fewmask.data.split import Budget, Split, order, split_json, take
 from fewmask.decoders import component
-from fewmask.files import (
-    CHANGED,
-    CHECKSUM,
-    csv_text,
-    reading,
-    write_json_atomic,
-    write_sealed,
-    write_text_atomic,
-)
+from fewmask.files import csv_text, reading, write_json_atomic, write_text_atomic
 from fewmask.inference import save_mask, save_picture
 from fewmask.metrics import DEFINITIONS
 from fewmask.reporting.examples import example_images
 from fewmask.reporting.folder import read_study
-from fewmask.reporting.tables import CELL_MEND, PLAN_MEND, cell_result, read_plan
+from fewmask.reporting.read import CELL_MEND, PLAN_MEND, cell_result, read_plan
 from fewmask.runs import config_of, key_of, made_by, versions
+from fewmask.sealed import CHANGED, CHECKSUM, write_sealed
 from fewmask.settings import PRETRAIN_EPOCHS, FinetuneSettings, PretrainSettings
 from fewmask.studies.described import class_balance, nearness, some
 from fewmask.studies.leakage import Leakage

@@ -30,7 +30,7 @@ from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.loader import Stream
 from fewmask.data.sources import MaskOptions, PairSet, open_pairs
 from fewmask.data.split import Budget, Split, order, take
-from fewmask.files import write_sealed, write_text_atomic
+from fewmask.files import write_text_atomic
 from fewmask.optimisation import Optimisation
 from fewmask.progress import progress, silent
 from fewmask.ranks import told_by_the_first
@@ -44,6 +44,7 @@ from fewmask.runs import (
     split_name,
     write_result,
 )
+from fewmask.sealed import write_sealed
 from fewmask.segmentation import Geometry, SegmentationTask, Segmenter, describe
 from fewmask.settings import FinetuneSettings, MaskFlags, Reading
 from fewmask.training import Check, Fitted, Run, fit

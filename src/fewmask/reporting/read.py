@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fewmask.evidence.rows import parse_budget, read_score
-from fewmask.files import CHANGED, crc, read_opened, read_sealed, reading
+from fewmask.files import reading
 from fewmask.reporting.sound import unsound, without_null
+from fewmask.sealed import CHECKSUM, crc_of, read_opened, read_sealed
 from fewmask.types import UserError
 
 Budget = int | float
@@ -151,12 +152,15 @@ def other_scores(row: dict[str, str], cell: Path, result: dict[str, Any]) -> dic
 def lacks_counts(cell: Path, result: dict[str, Any]) -> bool:
     """Whether a cell's per_image.csv is gone. Raises UserError where it was changed."""
     said = result.get("per_image_csv")
-    if said is None:  # as long as cells didn't note its checksum
+    if said is None:  # a cell of before its result.json noted this checksum
         return False
     file = cell / "per_image.csv"
     if not file.is_file():
         return True
     with reading(file, CELL_MEND):
-        if crc(file.read_bytes().decode()) != said:
-            raise ValueError(f"{CHANGED} in result.json")
-    return False
+        if crc_of(file) == said:
+            return False
+    raise UserError(
+        f"{file}: changed since it was written, by the checksum in result.json. Bring it back, or "
+        f"keep the change by taking per_image_csv and {CHECKSUM} out of {cell / 'result.json'}"
+    )
