@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
 import pytest
 
 import fewmask
-from fewmask.runs import held
+from fewmask import files
+from fewmask.runs import held, read_result, write_result
 from fewmask.types import UserError
 
 HOLDER = """
@@ -25,6 +28,33 @@ with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+@dataclass
+class Product:
+    """A result with as little as there may be."""
+
+    out: Path
+    n: int
+
+
+def test_a_state_that_outlived_its_result_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state.pt").write_bytes(b"state")
+    assert read_result(tmp_path, Product) is None
+    assert (tmp_path / "state.pt").exists()
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:  # the disk is full when the result has just got its name
+        patch.setattr(files, "_sync_folder", full)
+        with pytest.raises(UserError, match=r"result\.json: cannot be written \(No space left"):
+            write_result(tmp_path, Product(tmp_path, 3))
+    assert (tmp_path / "state.pt").exists()
+    assert read_result(tmp_path, Product) == Product(tmp_path, 3)
+    assert not (tmp_path / "state.pt").exists()
 
 
 @contextmanager

@@ -174,7 +174,9 @@ def command(work: Path, path: Path, n: int, name: str) -> int:
     if ended.code != 0 or not writes:
         raise SystemExit(f"{name}: {writes} writes, ends with {ended.code}:\n{ended.text}")
     print(f"{name}: {writes} writes", flush=True)
-    done = {row["at"] for row in record.rows(path) if row["command"] == name}
+    # What was met with a fault is tried again, once it may be mended.
+    rows = [row for row in record.rows(path) if row["command"] == name and row["of"] == writes]
+    done = {row["at"] for row in rows if not row["faults"]}
     # Evenly over all writes first, then between: any number of sittings says something of all.
     order = sorted(range(1, writes + 1), key=lambda k: (-_grid(k), k))
     bad = 0

@@ -154,14 +154,27 @@ def _commit() -> str:
 def write_result(folder: Path, result: Any, **more: Any) -> None:
     """result.json, written last: its being there is what makes a run done.
 
-    The state that a killed run would have resumed from goes after it.
+    The state that a killed run would have resumed from goes after it (`is_finished`).
     """
     own, here = versions(), made_by()
     table = asdict(result) | more | {"versions": own}
     table["made_by"] = {name: value for name, value in here.items() if name not in own}
     table["out"] = str(result.out)
     write_sealed(folder / "result.json", table, loose=True)
-    (folder / "state.pt").unlink(missing_ok=True)
+    is_finished(folder)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has left its result.json.
+
+    The state that it would have resumed from is needed no more, and goes: also that of a run which
+    was killed, or found the disk full, when its result was just there.
+    """
+    if not (folder / "result.json").exists():
+        return False
+    with suppress(OSError):  # a folder that may only be read
+        (folder / "state.pt").unlink(missing_ok=True)
+    return True
 
 
 def read_result(
@@ -173,7 +186,7 @@ def read_result(
     the file that the run was made for, its `product`, is gone.
     """
     path = out / "result.json"
-    if not path.exists():
+    if not is_finished(out):
         return None
     mend = "Bring it back, or remove it to train again"
     with reading(path, mend):

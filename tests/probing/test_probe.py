@@ -137,9 +137,11 @@ def test_a_classifier_trained_whole_learns_and_is_not_trained_twice(
     assert not (folder / "state.pt").exists()
     # As if killed before the result was written: the trained classifier is not trained again.
     (out / "result.json").unlink()
+    (folder / "state.pt").write_bytes(b"of before it was done")
     with monkeypatch.context() as patch:
         patch.setattr(whole, "fit", None)
         assert fewmask.probe(**arguments(classes, out, **chosen)).scores == result.scores
+    assert not (folder / "state.pt").exists()
 
 
 def test_the_encoder_that_is_trained_is_a_copy(

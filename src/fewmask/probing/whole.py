@@ -62,6 +62,7 @@ def whole_probe(
         with reading(done, "Remove it, and the same command trains that classifier again"):
             table = json.loads(done.read_text(encoding="utf-8"))
             if table["key"] == key:
+                (folder / "state.pt").unlink(missing_ok=True)  # killed when it was just done
                 return np.asarray(table["answers"], np.int64)
     fabric = make_fabric(settings.device, 1, settings.precision)
     steps = settings.steps or STEPS

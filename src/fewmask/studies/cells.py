@@ -16,7 +16,7 @@ from fewmask.files import write_text_atomic
 from fewmask.inference import Pixels, save_mask
 from fewmask.metrics import Scores, aggregate
 from fewmask.progress import progress
-from fewmask.runs import config_of, key_of, split_name, write_result
+from fewmask.runs import config_of, is_finished, key_of, split_name, write_result
 from fewmask.sealed import crc_of, write_sealed_toml
 from fewmask.segmentation import Geometry, Segmenter
 from fewmask.settings import FinetuneSettings
@@ -107,7 +107,7 @@ def pretrain_arm(study: Study, arm: Arm) -> None:
 def encoder_is_there(study: Study, arm: Arm) -> bool:
     """Whether an arm's encoder is pre-trained, its weights included."""
     folder = encoder_folder(study, arm)
-    return (folder / "result.json").exists() and (folder / "encoder.safetensors").exists()
+    return is_finished(folder) and (folder / "encoder.safetensors").exists()
 
 
 def encoder_folder(study: Study, arm: Arm) -> Path:

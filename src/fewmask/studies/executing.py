@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from fewmask.runs import is_finished
 from fewmask.settings import StudySettings
 from fewmask.studies.cells import encoder_is_there, pretrain_arm, run_cell
 from fewmask.studies.plan import Cell
@@ -60,7 +61,7 @@ class Local:
 
 def is_done(study: Study, cell: Cell) -> bool:
     """Whether a cell is finished: by this command, or an earlier one."""
-    return (study.folder(cell) / "result.json").exists()
+    return is_finished(study.folder(cell))
 
 
 def words_of(cell: Cell) -> str:
