@@ -14,7 +14,7 @@ from fewmask.files import write_text_atomic
 def write(out: Path) -> None:
     """All parts that have a record."""
     lines = ["# What was tried, and what came of it", ""]
-    for part in (_kills, _files, _configs, _disk, _soak, _zoo):
+    for part in (_kills, _files, _configs, _disk, _soak, _zoo, _failing):
         found = part(out)
         if found:
             lines += [*found, ""]
@@ -104,3 +104,24 @@ def _zoo(out: Path) -> list[str]:
     bad = [row["kind"] for row in rows if row["faults"]]
     which = f": {', '.join(bad)}" if bad else ""
     return [*lines, "", f"{len(rows)} kinds, {len(bad)} with a fault{which}."]
+
+
+def _failing(out: Path) -> list[str]:
+    """The tests that were run on broken code, by folder; of each test the best try counts."""
+    order = ("passes", "error", "asserts")
+    best: dict[str, str] = {}
+    for row in record.rows(out / "failing.jsonl"):
+        best[row["test"]] = max(best.get(row["test"], "passes"), row["ends"], key=order.index)
+    if not best:
+        return []
+    counts: dict[str, Counter[str]] = {}
+    for test, ends in best.items():
+        folder = test.split("::")[0].rpartition("/")[0]
+        counts.setdefault(folder, Counter()).update([ends])
+    counts["all"] = Counter(best.values())
+    rows = [
+        f"| {name} | {of.total()} | {of['asserts']} | {of['error']} | {of['passes']} |"
+        for name, of in counts.items()
+    ]
+    head = "| tests | run on broken code | fail by what they assert | by another error | pass |"
+    return ["## Tests on broken code", "", head, "| --- | --- | --- | --- | --- |", *rows]
