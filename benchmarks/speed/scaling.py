@@ -77,6 +77,7 @@ def main() -> None:
                 record["rounds"].append(found)
                 measuring.save(path, record)
                 write_table(record, a.out)
+    write_table(record, a.out)
     print((a.out / "table.md").read_text())
 
 
@@ -173,6 +174,10 @@ def a_run(work: Path) -> Path:
 # --- the fit --------------------------------------------------------------------------------------
 
 
+FLAT = 1.2
+"""Cost at the largest over that at the smallest, below which no power is read from it."""
+
+
 def fitted(points: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """(start, rate, p) of cost = start + rate x work^p, the relative errors' squares the least."""
     found: NDArray[np.float64] = np.array(points, float)
@@ -186,16 +191,25 @@ def fitted(points: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     return start, rate / found[:, 0].max() ** p, p
 
 
+def is_flat(points: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Whether the cost hardly grows, by the median of the rounds."""
+    return bool(np.median([p[-1][1] / p[0][1] for p in points]) < FLAT)
+
+
 def write_table(record: dict[str, Any], out: Path) -> None:
     rows = []
     axes = [axis for axis in AXES if any(r["axis"] == axis for r in record["rounds"])]
     for axis in axes:
-        fits = [fitted(r["points"]) for r in record["rounds"] if r["axis"] == axis]
         points = [r["points"] for r in record["rounds"] if r["axis"] == axis]
+        longest = max(map(len, points))
+        points = [p for p in points if len(p) == longest]
+        fits = [fitted(p) for p in points]
         spans = f"{points[0][0][0]:,} to {points[0][-1][0]:,}"
         start, last = np.median([f[0] for f in fits]), np.median([p[-1][1] for p in points])
         exponent = measuring.interval(p for _, _, p in fits)
-        known = exponent.words() if len(points[0]) > 2 else "-"
+        known = exponent.words() if longest > 2 else "-"
+        if is_flat(points):
+            start, known = np.median([p[0][1] for p in points]), "hardly any growth"
         rows.append([axis, spans, f"{start:.1f} s", f"{last:.1f} s", known, len(fits)])
     head = ["axis", "from, to", "start", "CPU at the largest", "exponent (95 %)", "rounds"]
     (out / "table.md").write_text(measuring.table(head, rows))
@@ -211,14 +225,20 @@ def draw(rounds: list[dict[str, Any]], axes: list[str], path: Path) -> None:
         points = np.array([p for p in own if len(p) == longest])
         axis.plot(*points.reshape(-1, 2).T, "o", color=measuring.COLOURS[0], markersize=3)
         mean = points.mean(axis=0)
-        start, rate, p = fitted(mean)
-        line = np.geomspace(mean[0, 0], mean[-1, 0], 50)
-        axis.plot(line, start + rate * line**p, color=measuring.COLOURS[1], linewidth=1)
-        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="CPU seconds")
+        axis.set(xscale="log", xlabel=name, ylabel="CPU seconds")
+        if is_flat(points):
+            axis.set_ylim(0, 1.5 * mean[:, 1].max())
+            title = "hardly any growth"
+        else:
+            start, rate, p = fitted(mean)
+            line = np.geomspace(mean[0, 0], mean[-1, 0], 50)
+            axis.plot(line, start + rate * line**p, color=measuring.COLOURS[1], linewidth=1)
+            axis.set_yscale("log")
+            axis.set_yticks(mean[:, 1], [f"{value:,.4g}" for value in mean[:, 1]], fontsize=7)
+            title = f"{start:.1f} s + rate x work^{p:.2f}"
+        axis.set_xticks(mean[:, 0], [f"{value:,.4g}" for value in mean[:, 0]], fontsize=7)
         axis.minorticks_off()
-        for ticks, values in ((axis.set_xticks, mean[:, 0]), (axis.set_yticks, mean[:, 1])):
-            ticks(values, [f"{value:,.4g}" for value in values], fontsize=7)
-        axis.set_title(f"{start:.1f} s + rate x work^{p:.2f}", fontsize=8)
+        axis.set_title(title, fontsize=8)
     figure.savefig(path, dpi=130)
 
 
