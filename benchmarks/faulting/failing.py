@@ -128,6 +128,9 @@ class Failing:
             if not failed or not broken.answers:
                 continue
             text = str(failed[0].longrepr)
+            if TooLate.__name__ in text:
+                best["late"] = True
+                continue
             kind = "asserts" if asserted(failed[0]) else "error"
             if best["ends"] == "passes" or kind == "asserts":
                 last = [line for line in text.splitlines() if line.startswith("E ")][:1]
@@ -273,7 +276,7 @@ def wrong(right: Any) -> Any:
         case int() | np.integer():
             return right + 1
         case float() | np.floating():
-            return right + random.uniform(0.5, 1.5)
+            return right + off()
         case str():
             return right[::-1] + "x"
         case bytes():
@@ -282,13 +285,18 @@ def wrong(right: Any) -> Any:
             return right.with_name(right.name + "x") if right.name else right
         case torch.Tensor():
             if right.is_floating_point():
-                return right + 0.5 + torch.rand_like(right)
+                return right + off() * (0.5 + torch.rand_like(right))
             return ~right if right.dtype in (torch.bool, torch.uint8) else right + 1
         case np.ndarray():
             return ~right if right.dtype in (bool, np.uint8) else changed_array(right)
         case None:  # of a function that might have returned something
             return "x"
     return wrong_within(right)
+
+
+def off() -> float:
+    """By how much: up or down."""
+    return random.choice((-1, 1)) * random.uniform(0.5, 1.5)
 
 
 def wrong_within(right: Any) -> Any:
@@ -316,6 +324,6 @@ def wrong_within(right: Any) -> Any:
 def changed_array(right: Any) -> Any:
     """As `wrong`, of an array."""
     try:
-        return right + (random.uniform(0.5, 1.5) if right.dtype.kind == "f" else 1)
+        return right + (off() if right.dtype.kind == "f" else 1)
     except TypeError:  # text, or records
         return right[:-1]
