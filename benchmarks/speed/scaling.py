@@ -226,7 +226,7 @@ def draw(rounds: list[dict[str, Any]], axes: list[str], path: Path) -> None:
         axis.plot(*points.reshape(-1, 2).T, "o", color=measuring.COLOURS[0], markersize=3)
         mean = points.mean(axis=0)
         axis.set(xscale="log", xlabel=name, ylabel="CPU seconds")
-        if is_flat(points):
+        if is_flat(points.tolist()):
             axis.set_ylim(0, 1.5 * mean[:, 1].max())
             title = "hardly any growth"
         else:
