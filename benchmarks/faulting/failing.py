@@ -5,11 +5,11 @@
 While a test runs, the functions of fewmask that it calls are noted. Then, one after the other and
 those first that the test itself calls, each is made to answer wrongly: a whole number is one more,
 others are off by a random one, a text is written backwards, a list lacks its last entry, True is
-False, a function that returns nothing does nothing, and one that raises does not. The test is run
-again until it fails by what it asserts. A test that only ever ends in another error, or passes
-whatever is broken, is written down as such: somebody has to look at it. Tests whose fewmask runs in
-other processes can't be judged so. To be run in a throw-away copy: broken code may write beside
-where it should.
+False, a function that returns nothing does nothing, and one that raises does not (but for what ends
+loops). The test is run again until it fails by what it asserts. A test that only ever ends in
+another error, or passes whatever is broken, is written down as such: somebody has to look at it.
+Tests whose fewmask runs in other processes can't be judged so. To be run in a throw-away copy:
+broken code may write beside where it should.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LONGEST = 20.0
 ONE = 15
 """Seconds of a single try."""
 TRIES = 25
+"""Functions that are broken for one test, at most."""
 SLOW = 8.0
 """Seconds beyond which a test is run on broken code a few times only."""
 NEVER = {"__init__", "__enter__", "__exit__", "__post_init__"}
