@@ -41,6 +41,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     return {
         "processor": _processor(),
+        "vectors": _vectors(),
         "cores": cores,
         "threads": int(os.environ.get("OMP_NUM_THREADS", cores)),
         "memory_gb": round(pages / 1e9),
@@ -50,11 +51,22 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def _processor() -> str:
+    return _told_by_linux("model name") or platform.processor() or "unknown"
+
+
+def _vectors() -> list[str]:
+    """The wide units that kernels are chosen by: one processor's name may stand for several."""
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = _told_by_linux("flags").split()
+    return [flag for flag in known if flag in flags]
+
+
+def _told_by_linux(key: str) -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+    return ""
 
 
 def _gpu() -> str:
