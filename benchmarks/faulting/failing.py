@@ -2,44 +2,51 @@
 
     PYTHONPATH=benchmarks pytest -p faulting.failing --failing=results/faults/failing.jsonl tests
 
-While a test runs, the functions of fewmask that it calls are noted. Then, one after the other and
-those first that the test itself calls, each is made to answer wrongly: a whole number is one more,
-others are off by a random one, a text is written backwards, a list lacks its last entry, True is
-False, a function that returns nothing does nothing, and one that raises does not (but for what ends
-loops). The test is run again until it fails by what it asserts. A test that only ever ends in
-another error, or passes whatever is broken, is written down as such: somebody has to look at it.
-Tests whose fewmask runs in other processes can't be judged so. To be run in a throw-away copy:
-broken code may write beside where it should.
+While a test runs, the functions of fewmask that it calls are noted, also in the processes that it
+starts (`started/sitecustomize.py`). Then, one after the other, each is made to answer wrongly
+(`wrongly.py`): a whole number is one more, others are off by a random one, a text is written
+backwards, a list lacks its last entry, True is False, a function that returns nothing does nothing,
+one that raises does not (but for what ends loops), and of what a constructor makes the numbers and
+weights are off. Those come first that the test itself calls; of slow tests, and in other processes,
+those whose names have words in common with the test's. Where every answer being wrong is not seen,
+half of the answers are: two sides that are broken alike differ then.
+
+The test is run again until it fails by what it asserts. A test that only ever ends in another
+error, or passes whatever is broken, is written down as such: somebody has to look at it. To be run
+in a throw-away copy: broken code may write beside where it should.
 """
 
 from __future__ import annotations
 
-import builtins
-import copy
-import dataclasses
 import json
-import random
+import os
+import re
 import signal
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from faulting import inside
+from faulting.wrongly import ALWAYS, SOMETIMES, Broken
+
 LONGEST = 20.0
-"""Seconds that one test's tries may take together, about."""
+"""Seconds that one test's tries may take together, about; of a slow test eight times as many."""
 ONE = 15
-"""Seconds of a single try."""
+"""Seconds of a single try, at least."""
 TRIES = 25
 """Functions that are broken for one test, at most."""
 SLOW = 8.0
 """Seconds beyond which a test is run on broken code a few times only."""
-NEVER = {"__init__", "__enter__", "__exit__", "__post_init__"}
-"""Methods whose answer is not looked at."""
+NEVER = {"__enter__", "__exit__", "main", "dispatch"}
+"""What is not broken: `main`'s exit code alone would fail every test of a command."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
         found = hypothesis.settings(phases=[hypothesis.Phase.generate], database=None)
         hypothesis.settings.register_profile("failing", found)
         hypothesis.settings.load_profile("failing")
+        started = Path(__file__).parent / "started"
+        paths = [str(started), str(started.parents[1]), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         config.pluginmanager.register(Failing(config.getoption("--failing")))
 
 
@@ -63,6 +73,7 @@ class Failing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes = Path(tempfile.mkdtemp()) / "notes"
         self.known = set()
         if path.exists():
             rows = map(json.loads, path.read_text().splitlines())
@@ -75,13 +86,16 @@ class Failing:
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
         if getattr(pyfuncitem, "on_broken", False):
             return (yield)
-        calls = Calls()
-        sys.setprofile(calls)
-        try:
-            return (yield)
-        finally:
-            sys.setprofile(None)
-            pyfuncitem.called = calls.ordered()  # type: ignore[attr-defined]
+        calls = Calls(self.notes)
+        self.notes.write_text("")
+        with inside.said(self.notes):
+            sys.setprofile(calls)
+            try:
+                return (yield)
+            finally:
+                sys.setprofile(None)
+                found = calls.ordered() + elsewhere(self.notes)
+                pyfuncitem.called = found  # type: ignore[attr-defined]
 
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         from _pytest.runner import runtestprotocol
@@ -101,45 +115,52 @@ class Failing:
 
     def judged(self, item: pytest.Item, seconds: float) -> dict[str, Any]:
         """What was broken and how the test failed of it; the best of what was tried."""
-        from _pytest.runner import runtestprotocol
-
         best: dict[str, Any] = {"ends": "passes", "tried": 0}
         began = time.monotonic()
         item.on_broken = True  # type: ignore[attr-defined]
-        tries = TRIES if seconds < SLOW else 3
-        for function in getattr(item, "called", [])[:tries]:
-            if time.monotonic() - began > LONGEST:
+        longest = LONGEST if seconds < SLOW else 8 * LONGEST
+        for one, often in tries(item, seconds):
+            if time.monotonic() - began > longest:
                 best["late"] = True
                 break
             best["tried"] += 1
-            with Broken(function) as broken:
-                item._initrequest()  # type: ignore[attr-defined]
-                signal.signal(signal.SIGALRM, too_late)
-                signal.setitimer(signal.ITIMER_REAL, ONE)
-                try:
-                    reports = runtestprotocol(item, nextitem=cast(Any, Same(item)), log=False)
-                except (KeyboardInterrupt, pytest.exit.Exception):
-                    raise
-                except BaseException as problem:  # pytest's own trouble with broken code
-                    best.setdefault("trouble", repr(problem)[:200])
-                    continue
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            failed = [r for r in reports if r.failed and r.when == "call"]
-            if not failed or not broken.answers:
-                continue
-            text = str(failed[0].longrepr)
-            if TooLate.__name__ in text:
-                best["late"] = True
-                continue
-            kind = "asserts" if asserted(failed[0]) else "error"
-            if best["ends"] == "passes" or kind == "asserts":
-                last = [line for line in text.splitlines() if line.startswith("E ")][:1]
-                name = f"{function.__module__}.{function.__qualname__}"
-                best.update(ends=kind, broken=name, said="".join(last)[1:].strip()[:160])
-            if kind == "asserts":
+            self.try_one(item, one, often, max(ONE, 3 * seconds), best)
+            if best["ends"] == "asserts":
                 break
         return best
+
+    def try_one(
+        self, item: pytest.Item, one: Called, often: str, longest: float, best: dict[str, Any]
+    ) -> None:
+        """Run the test with one function broken; `best` is kept up."""
+        from _pytest.runner import runtestprotocol
+
+        self.notes.write_text("")
+        with inside.said(self.notes, one.name, often), one.broken(often) as asked:
+            item._initrequest()  # type: ignore[attr-defined]
+            signal.signal(signal.SIGALRM, too_late)
+            signal.setitimer(signal.ITIMER_REAL, longest)
+            try:
+                reports = runtestprotocol(item, nextitem=cast(Any, Same(item)), log=False)
+            except (KeyboardInterrupt, pytest.exit.Exception):
+                raise
+            except BaseException as problem:  # pytest's own trouble with broken code
+                best.setdefault("trouble", repr(problem)[:200])
+                return
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        failed = [r for r in reports if r.failed and r.when == "call"]
+        if not failed or not (asked() or self.notes.read_text()):
+            return
+        text = str(failed[0].longrepr)
+        if TooLate.__name__ in text:
+            best["late"] = True
+            return
+        kind = "asserts" if asserted(failed[0]) else "error"
+        if best["ends"] == "passes" or kind == "asserts":
+            last = [line for line in text.splitlines() if line.startswith("E ")][:1]
+            said = "".join(last)[1:].strip()[:160]
+            best.update(ends=kind, broken=one.name.replace(":", "."), often=often, said=said)
 
     def add(self, row: dict[str, Any]) -> None:
         with self.path.open("a") as file:
@@ -174,34 +195,88 @@ def too_late(*_: object) -> None:
 # --- what a test calls ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Called:
+    """A function that a test calls: here, or only in processes that it starts."""
+
+    name: str
+    function: Any = None
+
+    @contextmanager
+    def broken(self, often: str) -> Iterator[Callable[[], bool]]:
+        """Broken within; the answer says whether it was asked in this process."""
+        if self.function is None:
+            yield lambda: False
+            return
+        one = Broken(self.function, often)
+        with one:
+            yield lambda: one.answers > 0
+
+
+def tries(item: pytest.Item, seconds: float) -> list[tuple[Called, str]]:
+    """What is broken, and how often it is wrong, in this order."""
+    found: list[Called] = list(getattr(item, "called", []))
+    words = set(re.findall("[a-z]{3,}", item.nodeid.lower()))
+
+    def alike(one: Called) -> int:
+        return -sum(word in words for word in re.findall("[a-z]{3,}", one.name.lower()))
+
+    if seconds >= SLOW:
+        found.sort(key=alike)
+        return [(one, ALWAYS) for one in found[:8]] + [(one, SOMETIMES) for one in found[:2]]
+    here = [one for one in found if one.function]
+    there = sorted((one for one in found if not one.function), key=alike)
+    found = [*here[: TRIES // 2], *there[: TRIES // 2], *here[TRIES // 2 :]][:TRIES]
+    return [(one, ALWAYS) for one in found] + [(one, SOMETIMES) for one in found[:10]]
+
+
+def elsewhere(notes: Path) -> list[Called]:
+    """The functions that processes of the test's have noted."""
+    names = dict.fromkeys(notes.read_text().split())
+    return [Called(name) for name in names if "<" not in name and usable(name.split(".")[-1])]
+
+
+def usable(name: str) -> bool:
+    return name.rpartition(":")[2] not in NEVER
+
+
 class Calls:
-    """A profile function that notes fewmask's functions: by what depth under the test."""
+    """A profile function that notes fewmask's functions: by what depth under the test.
 
-    def __init__(self) -> None:
+    A process that was forked from the test's own notes them in a file.
+    """
+
+    def __init__(self, notes: Path) -> None:
         self.depths: dict[types.CodeType, int] = {}
+        self.process = os.getpid()
+        self.forked = inside.Noting(notes)
 
-    def __call__(self, frame: types.FrameType, event: str, _: object) -> None:
+    def __call__(self, frame: types.FrameType, event: str, more: object) -> None:
         if event != "call":
             return
         code = frame.f_code
         if code in self.depths or "/src/fewmask/" not in code.co_filename:
+            return
+        if os.getpid() != self.process:
+            self.forked(frame, event, more)
             return
         depth, above = 0, frame.f_back
         while above is not None and "/tests/" not in above.f_code.co_filename and depth < 60:
             depth, above = depth + ("/src/fewmask/" in above.f_code.co_filename), above.f_back
         self.depths[code] = depth
 
-    def ordered(self) -> list[types.FunctionType]:
+    def ordered(self) -> list[Called]:
         """The functions, the test's own calls first. Only what can be given other code."""
         codes = {
             code: depth
             for code, depth in self.depths.items()
-            if code.co_name not in NEVER and "<" not in code.co_name and not code.co_freevars
+            if usable(code.co_name) and "<" not in code.co_qualname
         }
         if not codes.keys() <= KNOWN.keys():
             learn()
         found = [KNOWN[code] for code in codes if code in KNOWN]
-        return sorted(found, key=lambda f: codes[f.__code__])
+        found.sort(key=lambda f: codes[f.__code__])
+        return [Called(f"{f.__module__}:{f.__qualname__}", f) for f in found]
 
 
 KNOWN: dict[types.CodeType, types.FunctionType] = {}
@@ -217,114 +292,3 @@ def learn() -> None:
             continue
         if "/src/fewmask/" in one.__code__.co_filename:
             KNOWN.setdefault(one.__code__, one)
-
-
-# --- wrong answers --------------------------------------------------------------------------------
-
-
-class Broken:
-    """Within it a function answers wrongly, wherever it was imported to."""
-
-    def __init__(self, function: types.FunctionType) -> None:
-        self.function = function
-        self.answers = 0
-
-    def __enter__(self) -> Broken:
-        f = self.function
-        self.code = f.__code__
-        right = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__)
-        right.__kwdefaults__ = f.__kwdefaults__
-        right.is_a_copy = True  # type: ignore[attr-defined]
-
-        def answer(*args: Any, **named: Any) -> Any:
-            self.answers += 1
-            if f.__code__ is self.code:
-                return right(*args, **named)
-            if not returns(f):
-                return None
-            try:
-                return wrong(right(*args, **named))
-            except (IndexError, StopIteration):  # loops end by them
-                raise
-            except Exception:
-                return None
-
-        builtins._answer = answer  # type: ignore[attr-defined]
-        f.__code__ = wrongly.__code__
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.function.__code__ = self.code
-
-
-def wrongly(*args, **named):  # type: ignore[no-untyped-def]
-    return _answer(*args, **named)  # type: ignore[name-defined]  # noqa: F821
-
-
-def returns(function: types.FunctionType) -> bool:
-    """Whether it is to be called at all: one that says to return None does nothing instead."""
-    return function.__annotations__.get("return", "") not in ("None", None)
-
-
-def wrong(right: Any) -> Any:
-    """Another value of the same type, or the same one where none is known."""
-    import numpy as np
-    import torch
-
-    match right:
-        case bool() | np.bool_():
-            return not right
-        case int() | np.integer():
-            return right + 1
-        case float() | np.floating():
-            return right + off()
-        case str():
-            return right[::-1] + "x"
-        case bytes():
-            return right + b"x"
-        case Path():
-            return right.with_name(right.name + "x") if right.name else right
-        case torch.Tensor():
-            if right.is_floating_point():
-                return right + off() * (0.5 + torch.rand_like(right))
-            return ~right if right.dtype in (torch.bool, torch.uint8) else right + 1
-        case np.ndarray():
-            return ~right if right.dtype in (bool, np.uint8) else changed_array(right)
-        case None:  # of a function that might have returned something
-            return "x"
-    return wrong_within(right)
-
-
-def off() -> float:
-    """By how much: up or down."""
-    return random.choice((-1, 1)) * random.uniform(0.5, 1.5)
-
-
-def wrong_within(right: Any) -> Any:
-    """As `wrong`, of what holds other values."""
-    match right:
-        case tuple() if hasattr(right, "_replace"):
-            return type(right)(wrong(right[0]), *right[1:])
-        case tuple():
-            return tuple(wrong(one) for one in right)
-        case list() | set() | frozenset():
-            return type(right)(list(right)[:-1])
-        case dict():
-            return {key: wrong(value) for key, value in right.items()}
-        case types.GeneratorType():
-            return (wrong(one) for one in right)
-    if dataclasses.is_dataclass(right) and not isinstance(right, type):
-        other = copy.copy(right)
-        for field in dataclasses.fields(right):
-            with suppress(AttributeError, TypeError):
-                object.__setattr__(other, field.name, wrong(getattr(right, field.name)))
-        return other
-    return right
-
-
-def changed_array(right: Any) -> Any:
-    """As `wrong`, of an array."""
-    try:
-        return right + (off() if right.dtype.kind == "f" else 1)
-    except TypeError:  # text, or records
-        return right[:-1]
