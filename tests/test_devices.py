@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from fewmask import devices
 
 
 def run(script: str) -> str:
@@ -44,3 +48,15 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
         pytest.skip("this system's malloc gives nothing back")
     # A block may find its place only after a step or two.
     assert int(run(script.replace("KEEP", "pick_device('cpu')"))) < usual / 3
+
+
+@pytest.mark.parametrize("units", ["avx2", "avx2 avx512f avx512_bf16"])
+def test_a_processor_is_told_by_its_units_too(
+    units: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor\t: 0\nmodel name\t: A 9000\nflags\t\t: fpu {units}\n")
+    monkeypatch.setattr(devices, "_CPUS", told)
+    kernels = torch.backends.cpu.get_cpu_capability()
+    bf16 = ", bf16" if "bf16" in units else ""
+    assert devices.processor() == f"A 9000 ({kernels}{bf16})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import socket
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from fewmask.types import UserError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+_CPUS = Path("/proc/cpuinfo")
 
 
 def make_fabric(device: str, devices: int, precision: str, started: Launch | None = None) -> Fabric:
@@ -137,12 +140,25 @@ def _picked(device: str) -> torch.device:
     return torch.device(device)
 
 
+def processor() -> str:
+    """The processor's name and the units that PyTorch's kernels are chosen by: "AMD EPYC (AVX512,
+    bf16)". One name may stand for several generations, which differ in the last bits.
+    """
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in _CPUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    units = [torch.backends.cpu.get_cpu_capability(), *["bf16"] * computes_bf16("cpu")]
+    return f"{name} ({', '.join(units)})"
+
+
 def computes_bf16(device: str) -> bool:
     """Whether the device multiplies bfloat16 natively (emulation is slower than float32)."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
         return False
-    flags = Path("/proc/cpuinfo")
-    words = set(flags.read_text().split()) if flags.exists() else set()
+    words = set(_CPUS.read_text(encoding="utf-8").split()) if _CPUS.exists() else set()
     return bool(words & {"avx512_bf16", "amx_bf16"})

@@ -123,17 +123,11 @@ def made_by() -> dict[str, str]:
     """Versions, the commit of a checkout, and what of the machine decides on the last bits."""
     import torch
 
+    from fewmask.devices import processor
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    machine = {"processor": _processor(), "gpu": gpu, "threads": str(torch.get_num_threads())}
+    machine = {"processor": processor(), "gpu": gpu, "threads": str(torch.get_num_threads())}
     return {**versions(), "commit": _commit(), **machine}
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:
