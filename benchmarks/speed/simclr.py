@@ -3,6 +3,7 @@
     python benchmarks/speed/simclr.py [--images DIR] [--encoder resnet18] [--size 96] [--rounds 30]
 
 - *fewmask*: `fewmask.pretrain`, its pixel cache built before (a pool is decoded once);
+- *fewmask, 32 bit*: the same with `precision="32"`: what bf16 brings, where the device has it;
 - *bare step*: fewmask's task on one made-up batch on the device, nothing else: the limit;
 - *lightly loop*, *lightly Lightning*: lightly's two SimCLR examples (torchvision's ResNet, a head
   of 128, NT-Xent, SGD), on this folder and size, a worker a core;
@@ -30,9 +31,9 @@ import numpy as np
 
 from fewmask.data.sources import data_root
 
-OURS, LIMIT = "fewmask", "bare step"
+OURS, OURS_32, LIMIT = "fewmask", "fewmask, 32 bit", "bare step"
 LOOP, LIGHTNING, TRAIN = "lightly loop", "lightly Lightning", "LightlyTrain"
-WAYS = (OURS, LIMIT, LOOP, LIGHTNING, TRAIN)
+WAYS = (OURS, OURS_32, LIMIT, LOOP, LIGHTNING, TRAIN)
 NEEDS = {
     LOOP: ("lightly",),
     LIGHTNING: ("lightly", "pytorch_lightning"),
@@ -79,6 +80,7 @@ def train(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         {
             OURS: fewmask,
+            OURS_32: fewmask,
             LIMIT: bare,
             LOOP: lightly_loop,
             LIGHTNING: lightly_lightning,
@@ -98,6 +100,7 @@ def fewmask(a: argparse.Namespace, work: Path) -> None:
         epochs=1000,
         batch_size=a.batch,
         device=a.device,
+        precision="32" if a.child == OURS_32 else "auto",
     )
 
 
