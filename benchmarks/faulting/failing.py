@@ -9,7 +9,8 @@ backwards, a list lacks its last entry, True is False, a function that returns n
 one that raises does not (but for what ends loops), and of what a constructor makes the numbers and
 weights are off. Those come first that the test itself calls; of slow tests, and in other processes,
 those whose names have words in common with the test's. Where every answer being wrong is not seen,
-half of the answers are: two sides that are broken alike differ then.
+half of the answers are: two sides that are broken alike differ then. Last come single constants of
+their code.
 
 The test is run again until it fails by what it asserts. A test that only ever ends in another
 error, or passes whatever is broken, is written down as such: somebody has to look at it. To be run
@@ -35,7 +36,7 @@ from typing import Any, cast
 import pytest
 
 from faulting import inside
-from faulting.wrongly import ALWAYS, SOMETIMES, Broken
+from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Broken, constants
 
 LONGEST = 20.0
 """Seconds that one test's tries may take together, about; of a slow test eight times as many."""
@@ -227,7 +228,12 @@ def tries(item: pytest.Item, seconds: float) -> list[tuple[Called, str]]:
     here = [one for one in found if one.function]
     there = sorted((one for one in found if not one.function), key=alike)
     found = [*here[: TRIES // 2], *there[: TRIES // 2], *here[TRIES // 2 :]][:TRIES]
-    return [(one, ALWAYS) for one in found] + [(one, SOMETIMES) for one in found[:10]]
+    numbers = [(one, f"{CONSTANT}{i}") for one in here for i in constants(one.function.__code__)]
+    return [
+        *((one, ALWAYS) for one in found),
+        *((one, SOMETIMES) for one in found[:10]),
+        *numbers[: 4 * TRIES],
+    ]
 
 
 def elsewhere(notes: Path) -> list[Called]:

@@ -20,6 +20,8 @@ from typing import Any
 ALWAYS, SOMETIMES = "always", "sometimes"
 """How often a broken function answers wrongly. What two broken sides have in common, and a test
 therefore can't see, shows where only some of the answers are wrong."""
+CONSTANT = "constant "
+"""Before the number of a constant of the function's code: that one is another, all else as it is."""
 
 
 class Broken:
@@ -39,6 +41,12 @@ class Broken:
     def __enter__(self) -> Broken:
         f = self.function
         self.code = f.__code__
+        if self.often.startswith(CONSTANT):
+            f.__code__ = with_another(f.__code__, int(self.often.removeprefix(CONSTANT)))
+            self.answers = 1  # a function is only broken if it was seen to be called
+            if self.asked:
+                self.asked()
+            return self
         right = types.FunctionType(
             f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__
         )
@@ -74,6 +82,23 @@ class Broken:
 
 def wrongly(*args, **named):  # type: ignore[no-untyped-def]
     return _answer(*args, **named)  # type: ignore[name-defined]  # noqa: F821
+
+
+def constants(code: types.CodeType) -> list[int]:
+    """The numbers of the constants of a function's code that can be made others."""
+    return [
+        i
+        for i, value in enumerate(code.co_consts)
+        if type(value) in (bool, int, float, tuple) and value != ()
+    ]
+
+
+def with_another(code: types.CodeType, number: int) -> types.CodeType:
+    """The code with one of its constants changed."""
+    values = list(code.co_consts)
+    value = values[number]
+    values[number] = (*value[:-1], wrong(value[-1])) if isinstance(value, tuple) else wrong(value)
+    return code.replace(co_consts=tuple(values))
 
 
 def spoil(made: Any) -> None:
