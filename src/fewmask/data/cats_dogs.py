@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from fewmask.data.items import ImageFile
 from fewmask.data.listing import walk
 from fewmask.data.parquet import read_parquet, train_files
 from fewmask.data.sources import ImageSet, downloading, existing
@@ -25,11 +24,12 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
     for inside in (root / "PetImages", root / "train", root):
         if inside.is_dir():
             found, others = walk(inside)
-            told = [(item, _label(item)) for item in found]
-            known = [(item, label) for item, label in told if label is not None]
+            told = list(enumerate(map(_label, found.names())))
+            known = [(row, label) for row, label in told if label is not None]
             if known:
-                kept, labels = zip(*known, strict=True)
-                rest = others + len(found) - len(kept)
+                kept = found if len(known) == len(found) else [found[row] for row, _ in known]
+                labels = tuple(label for _, label in known)
+                rest = others + len(found) - len(known)
                 return ImageSet(src, "cats-vs-dogs", kept, labels, NAMES, rest)
     if download:
         _download(src, root)
@@ -40,10 +40,10 @@ def images(src: str, path: Path, download: bool) -> ImageSet:
     )
 
 
-def _label(item: ImageFile) -> int | None:
+def _label(name: str) -> int | None:
     """By the folder (Cat/1.jpg) or the name (cat.1.jpg)."""
-    path = PurePosixPath(item.name)
-    for word in (path.parent.name.lower(), path.name.split(".")[0].lower()):
+    inside, _, file = name.lower().rpartition("/")
+    for word in (inside.rpartition("/")[2], file.split(".")[0]):
         if word in NAMES:
             return NAMES.index(word)
         if word in ("cats", "dogs"):
