@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewmask import cli
 from fewmask.cli import main
 
 Run = subprocess.CompletedProcess[str]
@@ -69,6 +70,38 @@ def is_mistake(run: Run, *words: str) -> None:
 
 
 SMALL = ("--encoder", "resnet18", "--size", "32", "--steps", "2", "--batch-size", "4")
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (MemoryError(), 2, "error: out of memory. Choose smaller numbers"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
+        (RuntimeError("Storage size calculation overflowed"), 2, "out of memory"),
+        (KeyboardInterrupt(), 130, "the same command again begins anew"),
+    ],
+    ids=["memory", "torch", "overflow", "interrupt"],
+)
+def test_what_ends_a_command_is_told_in_a_line(
+    problem: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise problem
+
+    monkeypatch.setitem(cli.RUN, "export", fail)
+    ended = here("export", "run", "--format", "onnx", "--out", "o")
+    assert ended.returncode == code
+    assert ended.stderr.strip().count("\n") == 0
+    assert said in ended.stderr
+
+
+def test_errors_of_our_own_stay_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setitem(cli.RUN, "export", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        here("export", "run", "--format", "onnx", "--out", "o")
 
 
 def test_help_is_instant() -> None:

@@ -40,6 +40,8 @@ def test_a_sound_description_is_rebuilt() -> None:
         {"size": 0},
         {"size": 10**6},
         {"size": "64"},
+        {"size": 64.5},
+        {"size": True},
         {"resize": "stretch"},
         {"classes": []},
         {"classes": "pets"},

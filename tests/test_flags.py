@@ -84,6 +84,12 @@ def test_a_configuration_written_by_a_run_is_read_back() -> None:
         ("finetune", ["--pairs", "a", "--out", "o", "--lr", "inf"], ["--lr inf"]),
         ("finetune", ["--pairs", "a", "--out", "o", "--batch-size", "1"], ["--batch-size 1"]),
         ("finetune", ["--pairs", "a", "--out", "o", "--dev", "1.5"], ["--dev 1.5"]),
+        ("finetune", ["--pairs", "a", "--out", ""], ["--out: is empty"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--steps", "9" * 10], ["up to a billion"]),
+        ("finetune", ["--pairs", "a", "--out", "o", "--mask-values="], ["--mask-values: is empty"]),
+        ("pretrain", ["--images", "a", "--out", "o", "--projection", "9" * 20], ["up to 92233"]),
+        ("study", ["quick", "--out", "o", "--dev="], ["--dev: is empty"]),
+        ("study", ["quick", "--out", "o", "--repeats", "1001"], ["--repeats 1001", "1 to 1000"]),
         ("pretrain", ["--images", "a", "--out", "o", "--hidden", "0"], ["--hidden"]),
         ("pretrain", ["--images", "a", "--out", "o", "--ratio", "3"], ["--ratio"]),
         ("pretrain", ["--images", "a", "--out", "o", "--pretext", "simcl"], ["simcl", "simclr"]),
@@ -127,3 +133,33 @@ def test_an_empty_path_is_a_slip_not_the_folder_that_one_is_in() -> None:
     for words in ({"images": ""}, {"pairs": ""}, {"images": ("a", "")}):
         with pytest.raises(UserError, match=r"--(images|pairs): is empty; expected a path"):
             CheckSettings(**words)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("pairs = 3", "pairs is 3; expected a text, in quotes"),
+        ('pairs = ["d"]', "pairs is ['d']; expected a text, in quotes"),
+        (f"seed = {'9' * 5000}", "not valid TOML"),
+        (f"seed = {'9' * 20}", "expected a whole number up to 9223372036854775807"),
+        ("steps = true", "steps True: expected a whole number"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_values_of_another_kind_are_named_with_file_and_key(
+    line: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError) as raised:
+        parse("finetune", ["--config", str(path), "--out", "o"])
+    assert error_text(raised.value).startswith(f"error: {path}: ")
+    assert said in str(raised.value)
+
+
+def test_weights_of_classes_may_stand_in_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('pairs = "p"\nclass-weights = [1, 2.5]\nclasses = ["a, b", "c"]\n')
+    settings = parse("finetune", ["--config", str(path), "--out", "o"])
+    assert settings.class_weights == "1,2.5"
+    assert settings.classes == ("a, b", "c")

@@ -21,7 +21,7 @@ ALWAYS, SOMETIMES = "always", "sometimes"
 """How often a broken function answers wrongly. What two broken sides have in common, and a test
 therefore can't see, shows where only some of the answers are wrong."""
 CONSTANT = "constant "
-"""Before the number of a constant of the function's code: that one is another, all else as it is."""
+"""Before the number of a constant of the function's code, the one that is another."""
 
 
 class Broken:

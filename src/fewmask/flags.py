@@ -13,11 +13,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
+from fewmask.plainfiles import read_plain_text
 from fewmask.types import UserError, is_union
 
 COMPONENTS = {"Pretext": str, "Decoder": str}
@@ -78,6 +78,10 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it fit no tensor and no file of ours."""
+
+
 def convert(text: str, kind: Any, flag: str) -> Any:
     """The value that `text` stands for.
 
@@ -98,10 +102,27 @@ def convert(text: str, kind: Any, flag: str) -> Any:
             raise UserError(f"{flag} {text}: expected true or false")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
+        if kind is int and abs(value) > LARGEST:
+            raise UserError(f"{flag} {text[:30]}: expected a whole number up to {LARGEST}")
+        return value
     except ValueError:
         words = {int: "a whole number", float: "a number"}
         raise UserError(f"{flag} {text}: expected {words.get(kind, kind.__name__)}") from None
+
+
+def read_value(value: Any, kind: Any, where: str) -> Any:
+    """A TOML file's value, checked as the flag of that type would be; raises UserError.
+
+    Where a text is expected, numbers may stand in a list, as they do between commas.
+    """
+    if isinstance(value, list | tuple) and get_origin(kind) is tuple:  # an entry may hold commas
+        return tuple(convert(str(one), get_args(kind)[0], where) for one in value)
+    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
+    if kind is str and not (isinstance(value, str) or (numbers and value)):
+        raise UserError(f"{where} is {value!r}; expected a text, in quotes")
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return convert(text, kind, where)
 
 
 def build_parser(
@@ -206,10 +227,13 @@ def given(
 def read_toml(path: str) -> dict[str, Any]:
     """The table in a TOML file. Raises UserError where there is none or it does not parse."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors add a mark
+        return tomllib.loads(read_plain_text(path))
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). Name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as problem:
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # a number of 5,000 digits is a ValueError alone
         raise UserError(f"{path}: not valid TOML ({problem}). Mend that line") from None
 
 
@@ -222,13 +246,8 @@ def read_config(path: str, known: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             faults.append(f"{path}: unknown key {key}{near(name, list(known))}")
             continue
-        kind, where = known[name], f"{path}: {key}"
         try:
-            if isinstance(value, list) and get_origin(kind) is tuple:  # an entry may hold commas
-                values[name] = tuple(convert(str(v), get_args(kind)[0], where) for v in value)
-                continue
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            values[name] = convert(text, kind, where)
+            values[name] = read_value(value, known[name], f"{path}: {key}")
         except UserError as problem:
             faults.extend(problem.faults)
     if faults:

@@ -176,7 +176,8 @@ def own_folder(out: Path, names: set[str]) -> None:
     """Raises UserError where `out` is a file, lies under one, or holds more than `names`."""
     inside = next(path for path in (out, *out.parents) if path.exists())
     if not inside.is_dir():
-        raise UserError(f"{out}: {inside} is a file. Choose another --out")
+        which = "is a file" if inside == out else f"{inside} is a file"
+        raise UserError(f"{out}: {which}. Choose another --out")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     others = sorted(found - names)
     if found == {"masks"}:  # half of what we write, or somebody's own masks

@@ -163,5 +163,7 @@ def _named(path: str) -> list[Named]:
         return [(PurePosixPath(item.name).stem, item)]
     if not Path(path).exists() and ":" not in path:
         raise UserError(f"{path}: no such file or folder. Mend the path")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"{path}: is no plain file. Name images, or folders of them")
     items = open_images(path).items
     return [(str(PurePosixPath(item.name).with_suffix("")), item) for item in items]

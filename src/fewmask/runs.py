@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from fewmask.files import reading
 from fewmask.flags import flat
+from fewmask.plainfiles import read_plain_text
 from fewmask.sealed import read_sealed, read_sealed_toml, write_sealed, write_sealed_toml
 from fewmask.settings import NOT_WHAT_IS_COMPUTED
 from fewmask.types import Transfer, UserError, is_union
@@ -244,7 +245,7 @@ def read_split(run: Path, mend: str) -> dict[str, list[dict[str, str]]]:
         with reading(result, "Bring it back, or remove it to train again"):
             named = read_sealed(result).get("split")
     with reading(path, mend):
-        told = json.loads(path.read_text(encoding="utf-8-sig"))
+        told = json.loads(read_plain_text(path))
         parts = {
             part: [{key: str(entry[key]) for key in ("name", "image")} for entry in told[part]]
             for part in ("train", "val")

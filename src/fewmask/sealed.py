@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from fewmask.files import reading, write_text_atomic
+from fewmask.plainfiles import read_plain_text
 from fewmask.types import UserError
 
 CHECKSUM = "checksum"
@@ -46,7 +47,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
     """As `read_sealed`, and whether the checksum fits or there is none."""
-    table = json.loads(path.read_text(encoding="utf-8-sig"))  # editors add a mark
+    table = json.loads(read_plain_text(path))  # editors add a mark
     if not isinstance(table, dict):
         raise TypeError(f"holds a {type(table).__name__}, not a table")
     said = table.pop(CHECKSUM, None)
@@ -66,7 +67,9 @@ def read_sealed_toml(path: Path, mend: str = "Bring the file back") -> dict[str,
     was cut before its checksum can't be told from one that never had any.
     """
     with reading(path, mend):
-        text = path.read_text(encoding="utf-8-sig")  # editors add a mark, and other line ends
+        text = read_plain_text(path)  # editors add a mark, and other line ends
+        if not text.strip():
+            raise ValueError("is empty")
         table = tomllib.loads(text)
     body, seal, said = text.rpartition(_SEAL)
     if seal and (not body or body.endswith("\n")) and said.rstrip() != crc(body):
@@ -92,4 +95,4 @@ def crc_of(path: Path) -> str:
 
     Raises OSError, or ValueError where it is no UTF-8.
     """
-    return crc(path.read_text(encoding="utf-8-sig"))
+    return crc(read_plain_text(path))

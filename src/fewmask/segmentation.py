@@ -216,8 +216,9 @@ def described_by(described: dict[str, Any]) -> tuple[Decoder, Labels, Geometry]:
 
 def _refuse_unsound(described: dict[str, Any]) -> None:
     """The parts whose values nothing else would look at before they are used."""
-    if not 1 <= described["size"] <= LARGEST or described["resize"] not in get_args(Resize):
-        raise ValueError(f"size {described['size']}, resize {described['resize']}")
+    size, resize = described["size"], described["resize"]
+    if type(size) is not int or not 1 <= size <= LARGEST or resize not in get_args(Resize):
+        raise ValueError(f"size {size}, resize {resize}")
     names = described["classes"]
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise TypeError(f"classes {names}")

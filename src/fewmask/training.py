@@ -35,6 +35,7 @@ from fewmask.files import UNEXPECTED, append_text, write_text_atomic
 from fewmask.finite import LossWatch
 from fewmask.headroom import Backward, within_memory
 from fewmask.optimisation import Optimisation
+from fewmask.plainfiles import read_plain_text
 from fewmask.progress import Report
 from fewmask.smallmaps import small_maps
 from fewmask.types import Batch, Compile, UserError
@@ -392,7 +393,7 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if step == 0 or not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_plain_text(path, "replace").splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):  # torn by a full disk or a power cut

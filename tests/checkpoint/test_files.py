@@ -136,6 +136,20 @@ def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
         assert file.metadata()["encoder"] == "resnet18"
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"é": torch.arange(3.0), "b": torch.ones(2, 2)}
+    told = {name: name for name in ["encoder", "decoder", "options", "table", "crc", "size", "é"]}
+    for turn in range(4):
+        order = sorted(told, reverse=turn % 2 == 0)
+        save_weights(tmp_path / f"{turn}", tensors, {name: told[name] for name in order})
+    contents = {(tmp_path / f"{turn}").read_bytes() for turn in range(4)}
+    assert len(contents) == 1
+    (content,) = contents
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert [*header["__metadata__"]] == sorted([*told, "crc32"])
+    assert read_weights(tmp_path / "0").keys() == tensors.keys()
+
+
 def test_state_comes_back(tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(network.parameters())

@@ -104,6 +104,14 @@ def test_ignored_pixels_do_not_count(write_pairs: Pairs, write_mask: Write) -> N
     assert sum(report.class_pixels) == 40 * 20 + 40 * 48
 
 
+def test_masks_of_ignored_pixels_alone_teach_nothing(write_pairs: Pairs, write_mask: Write) -> None:
+    folder = write_pairs(2)
+    for i in range(2):
+        write_mask(folder / "masks" / f"pair_0{i}.png", [255] * 48, 40, 48)
+    (fault,) = checked(folder, MaskOptions(ignore=255)).faults
+    assert fault == f"{folder}: every pixel of every mask is ignored. Mend --ignore"
+
+
 def test_contradicting_flags_are_faults_of_the_source(write_pairs: Pairs) -> None:
     folder = write_pairs(2)
     report = checked(folder, MaskOptions(mask_values=(0, 1), ignore=1))

@@ -71,6 +71,7 @@ def test_named_classes_fix_their_number() -> None:
         (MaskOptions(classes=("a",)), "1 classes; expected 2 to 254"),
         (MaskOptions(classes=("a", "b", "a")), "a name twice"),
         (MaskOptions(classes=("a", "b"), ignore=1), "is also the id of class b"),
+        (MaskOptions(ignore=0), "--ignore 0: is also the id of class background"),
         (MaskOptions(ignore=300), "--ignore 300: expected a value of 0 to 255"),
     ],
 )

@@ -14,8 +14,9 @@ def test_scores_are_numbers_or_not_there() -> None:
     assert read_score("0.5") == 0.5
     assert math.isnan(read_score(""))
     assert math.isnan(read_score(None))
-    with pytest.raises(UserError, match="'high'"):
-        read_score("high")
+    for text in ("high", "inf", "-1e999"):
+        with pytest.raises(UserError, match=f"'{text}'"):
+            read_score(text)
 
 
 @pytest.mark.parametrize(

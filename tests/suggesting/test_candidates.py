@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from fewmask.data.cache import ImageCache
 from fewmask.data.items import ImageFile
 from fewmask.inference import trained_hashes
 from fewmask.progress import silent
+from fewmask.settings import SuggestSettings
 from fewmask.suggesting import candidates as module
 from fewmask.suggesting.candidates import candidates, image_hashes
+from fewmask.suggesting.pool import require_budget
 from fewmask.types import UserError
 
 
@@ -38,6 +41,20 @@ def test_labelled_pictures_and_repeats_are_left_out() -> None:
     equal = candidates(pool, labelled, [False] * 7, keep_near=True)
     assert equal.rows.tolist() == [0, 1, 2, 3, 4, 6]
     assert equal.repeated.tolist() == [5]
+
+
+def test_more_than_there_are_is_refused_with_what_was_left_out() -> None:
+    found = candidates(cache_of(1, 2, -2, 3, -3), None, [False] * 5, keep_near=False)
+    settings = SuggestSettings(images="pool", budget=3, out="o")
+    require_budget(settings, found)
+    with pytest.raises(UserError) as told:
+        require_budget(replace(settings, budget=4), found)
+    assert str(told.value) == (
+        "--budget 4: pool leaves 3 images to choose from (0 show a labelled one, 2 repeat "
+        "another). Choose a smaller --budget, or pass --keep-near to have near copies, too"
+    )
+    with pytest.raises(UserError, match=r"smaller --budget$"):
+        require_budget(replace(settings, budget=4, keep_near=True), found)
 
 
 def test_pictures_of_the_run_are_known_once() -> None:

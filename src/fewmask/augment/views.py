@@ -69,11 +69,20 @@ class Views:
         if not 0 <= self.colour <= 2.5:
             faults.append(f"--colour {self.colour:g} must lie in 0..2.5; Chen has 0.5 and 1.")
         if not is_range(self.ratio):
-            faults.append(f"--ratio {self.ratio} must be two positive numbers, smaller first.")
+            faults.append(
+                f"--ratio {_said(self.ratio)} must be two positive numbers, smaller first."
+            )
         if not is_range(self.sigma):
-            faults.append(f"--sigma {self.sigma} must be two positive numbers, smaller first.")
+            faults.append(
+                f"--sigma {_said(self.sigma)} must be two positive numbers, smaller first."
+            )
         if faults:
             raise UserError(*faults)
+
+
+def _said(numbers: tuple[float, ...]) -> str:
+    """As they were given on the command line."""
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def random_views(

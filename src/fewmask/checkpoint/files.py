@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -32,7 +33,22 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    write_bytes_atomic(path, save(plain, metadata={**metadata, CHECKSUM: _checksum(plain)}))
+    content = save(plain, metadata={**metadata, CHECKSUM: _checksum(plain)})
+    write_bytes_atomic(path, _in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata by name: the library's order is another each time.
+
+    The header is a JSON text behind its length in eight bytes, and may end in blanks.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > length:  # escapes of another kind: the tensors must stay aligned
+        return content
+    return content[:8] + text.ljust(length) + content[8 + length :]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -115,5 +131,7 @@ def require_file(path: Path) -> None:
         return
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a weights file")
+    if path.exists():
+        raise UserError(f"{path}: is no plain file; expected a weights file")
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(f"{path}: no such file{near(path.name, beside)}")

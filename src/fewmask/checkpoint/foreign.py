@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def _unpickled(path: Path) -> Any:
     import pickle
 
     try:
-        with path.open("rb") as file:  # given a path, torch.load goes by its ending
+        # Given a path, torch.load goes by its ending. It warns of what is refused below.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
         text = str(problem)

@@ -137,6 +137,8 @@ def start_file(start: str) -> Path:
     path = Path(start)
     if path.is_file():
         return path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--init {start}: is no plain file. Name a run folder or a weights file")
     if not path.is_dir():
         beside = [str(path.with_name(p.name)) for p in _listed(path.parent)]
         raise UserError(

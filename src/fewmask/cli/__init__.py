@@ -44,6 +44,12 @@ POSITIONAL = {
 REPEATED = {"similarity": ("extractor",), "check": ("images",)}
 CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
 """Commands with a component whose own flags join theirs: the flag that names it, the default."""
+GO_ON = ("demo", "pretrain", "finetune", "predict", "probe", "study", "rerun")
+"""Commands that begin where they were interrupted; of the others decoded pictures are kept."""
+TOO_LARGE = (
+    "out of memory. Choose smaller numbers: --size, --batch-size, a smaller --encoder or "
+    "--decoder, or fewer units where a width was given"
+)
 SHARED = ("pretrain", "finetune")
 """Commands whose work several processes can share."""
 
@@ -71,8 +77,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         if first:
-            print("\ninterrupted; the same command again goes on from here", file=sys.stderr)
+            again = (
+                "goes on from here" if arguments[:1] and arguments[0] in GO_ON else "begins anew"
+            )
+            print(f"\ninterrupted; the same command again {again}", file=sys.stderr)
         sys.exit(130)
+    except (RuntimeError, MemoryError) as problem:
+        if not lacks_memory(problem):
+            raise
+        print(f"error: {TOO_LARGE}", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as problem:
@@ -82,6 +96,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         print(error_text(refused(problem.filename or "a file", problem)), file=sys.stderr)
         sys.exit(2)
+
+
+def lacks_memory(problem: Exception) -> bool:
+    """Whether the memory did not suffice: PyTorch says so in the words of a RuntimeError."""
+    if isinstance(problem, MemoryError):
+        return True
+    from fewmask.headroom import is_shortage
+
+    return isinstance(problem, RuntimeError) and (
+        is_shortage(problem) or "Storage size calculation overflowed" in str(problem)
+    )
 
 
 def error_text(mistake: UserError) -> str:
@@ -144,6 +169,8 @@ def parse(command: str, argv: list[str]) -> Any:
         repeated=REPEATED.get(command, ()),
     )
     values = given(parser, argv, cls, *components, others=_others(command))
+    if values.get("out") == "":
+        raise UserError("--out: is empty; expected a folder")
     for kind in components:
         values[CHOSEN[command][0]] = construct(kind, values)
     try:

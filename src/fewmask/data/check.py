@@ -94,7 +94,9 @@ def check_pairs(
     counts = tuple(_class_pixels(one, labels) for one in seen)
     if not pairs.items and not faults:
         faults.append(f"{pairs.src}: holds no pair of image and mask. Add some")
-    if whole and not outside:
+    if whole and not outside and not any(map(any, counts)):
+        faults.append(f"{pairs.src}: every pixel of every mask is ignored. Mend --ignore")
+    elif whole and not outside:
         warnings += _one_class(whole, labels) + _absent(pairs, labels, counts)
     hashes = tuple(one.hash or f"undecodable {row}" for row, one in enumerate(seen))
     thumbs = thumbnails(seen)

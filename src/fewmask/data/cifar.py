@@ -14,6 +14,7 @@ from fewmask.data.images import Pixels
 from fewmask.data.listing import walk
 from fewmask.data.parquet import read_parquet, train_files
 from fewmask.data.sources import ImageSet, downloading, existing
+from fewmask.plainfiles import open_plain
 from fewmask.types import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -64,7 +65,7 @@ class _OnlyArrays(pickle.Unpickler):
 def read_batch(path: Path) -> tuple[Pixels, list[int]]:
     """An official batch: uint8 [N,3072] and labels. Raises UserError for anything but arrays."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             table = _OnlyArrays(file, encoding="latin1").load()
         data = np.asarray(table["data"], np.uint8).reshape(-1, 3072)
         labels = [int(label) for label in table["labels"]]

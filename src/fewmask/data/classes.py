@@ -61,6 +61,8 @@ def infer(
     else:
         gapless = values == set(range(len(values)))
         ids = list(range(max(2, len(values)))) if gapless else [0, 1]
+        if options.ignore in ids:
+            faults.append(_ignores_a_class(options.ignore, _names(options, ids, table)))
     if not 2 <= len(ids) <= UNKNOWN:
         faults.append(f"{len(ids)} classes; expected 2 to {UNKNOWN}. Name at least two values")
         ids = [0, 1]
@@ -107,10 +109,7 @@ def _wrong_flags(options: MaskOptions, table: ClassTable | None) -> list[str]:
                 "Give a name for each value"
             )
     elif table is None and names and ignore is not None and 0 <= ignore < len(names):
-        faults.append(
-            f"--ignore {ignore}: is also the id of class {names[ignore]}. "
-            "Name the values of the classes with --mask-values"
-        )
+        faults.append(_ignores_a_class(ignore, names))
     if names and len(set(names)) < len(names):
         faults.append(f"--classes {','.join(names)}: a name twice. Give each class its own")
     if table is not None:
@@ -121,6 +120,13 @@ def _wrong_flags(options: MaskOptions, table: ClassTable | None) -> list[str]:
         if name in TAKEN
     ]
     return faults
+
+
+def _ignores_a_class(ignore: int, names: Sequence[str]) -> str:
+    return (
+        f"--ignore {ignore}: is also the id of class {names[ignore]}. "
+        "Name the values of the classes with --mask-values"
+    )
 
 
 def _wrong_beside(table: ClassTable, options: MaskOptions) -> list[str]:

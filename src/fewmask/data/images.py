@@ -38,6 +38,9 @@ def _limit_as_told() -> None:
 
 _limit_as_told()
 
+BYTES_PER_PIXEL = 8
+"""Of the widest pixels that are read, four numbers of 16 bits, where nothing is compressed."""
+
 PADDING = (124, 116, 104)
 """ImageNet's mean colour, 0 to 255: what a padded image holds beside itself."""
 
@@ -48,6 +51,18 @@ class Undecodable(Exception):
     def __init__(self, where: str, reason: str, mend: str = "Replace or remove it") -> None:
         super().__init__(f"{where}: {reason}")
         self.where, self.reason, self.mend = where, reason, mend
+
+
+def require_size(size: int, where: str) -> None:
+    """Raises Undecodable for a file of more bytes than --max-megapixels of pixels can take."""
+    most = BYTES_PER_PIXEL * 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    if size > most:
+        raise Undecodable(
+            where,
+            f"{size / 1e9:.3g} GB; of what --max-megapixels allows no file has more than "
+            f"{most / 1e9:.3g}",
+            "Remove it, or raise the limit if you trust it",
+        )
 
 
 _MENDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,10 +16,12 @@ from fewmask.data.images import (
     Undecodable,
     decode_image,
     decode_mask,
+    require_size,
     resize_image,
     unreadable,
 )
 from fewmask.data.table import ClassTable
+from fewmask.plainfiles import open_plain
 from fewmask.types import Resize
 
 WHOLE_BYTES = 1 << 30
@@ -67,7 +70,9 @@ class ImageFile:
 
     def read(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            with open_plain(self.path) as file:
+                require_size(os.fstat(file.fileno()).st_size, self.where)
+                return file.read()
         except OSError as problem:
             raise unreadable(self.where, problem) from None
 

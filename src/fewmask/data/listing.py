@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fewmask.data.items import ImageFile, content_name
 from fewmask.data.place import cache_root, locked
 from fewmask.files import write_text_atomic
+from fewmask.plainfiles import open_plain
 from fewmask.types import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
@@ -50,7 +51,7 @@ def is_image(path: str) -> bool:
     if os.path.splitext(path)[1].lower() in SUFFIXES:
         return True
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             head = file.read(12)
     except OSError:
         return False
@@ -242,9 +243,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
             return "folder"
-        # Opening a pipe or a socket would wait for ever.
-        return "file" if entry.is_file() or entry.is_symlink() else "other"
-    except OSError:  # a link to itself
+        if entry.is_symlink():
+            entry.stat()  # raises where it leads nowhere: reading it says so
+        # Opening a pipe or a socket would wait for ever, and a device never ends.
+        return "file" if entry.is_file() else "other"
+    except OSError:  # a link to nowhere, or to itself
         return "file"
 
 

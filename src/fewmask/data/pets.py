@@ -7,6 +7,7 @@ from pathlib import Path
 from fewmask.data.folders import match
 from fewmask.data.listing import walk
 from fewmask.data.sources import ImageSet, MaskOptions, PairSet, downloading, existing
+from fewmask.plainfiles import read_plain_text
 from fewmask.types import IGNORED, Border, Labels, UserError
 
 PET, BACKGROUND, BORDER = 1, 2, 3
@@ -59,7 +60,7 @@ def listed(root: Path) -> set[str] | None:
     path = root / "annotations" / "list.txt"
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_plain_text(path, "replace").splitlines()
     told = (line.split() for line in lines)
     return {words[0] for words in told if words and not words[0].startswith("#")}
 

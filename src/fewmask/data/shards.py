@@ -25,6 +25,7 @@ from fewmask.data.images import Pixels, Undecodable, decode_image, unreadable
 from fewmask.data.listing import SUFFIXES
 from fewmask.data.place import cache_root
 from fewmask.files import write_bytes_atomic
+from fewmask.plainfiles import open_plain
 from fewmask.types import UserError
 
 FORMAT = "1"
@@ -97,7 +98,7 @@ class TarImage:
 
     def read(self) -> bytes:
         try:
-            with self.path.open("rb") as file:
+            with open_plain(self.path) as file:
                 file.seek(self.offset)
                 found = file.read(self.size)
         except OSError as problem:
@@ -212,7 +213,7 @@ def _looked_through(path: Path) -> _Index:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_plain(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member, text in _members(tar):
                 if text is not None:
                     labels[_key(member.name)] = _label(path, member.name, text)

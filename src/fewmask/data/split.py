@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fewmask.files import reading
+from fewmask.plainfiles import read_plain_text
 from fewmask.types import UserError
 
 Groups = Sequence[Sequence[int]]
@@ -134,7 +135,7 @@ def _hash(test: Sequence[str], names: Sequence[str]) -> str:
 def read_split_json(path: Path, names: Sequence[str]) -> Split:
     """The split that a study saved. Raises UserError where it is not one of these pairs."""
     with reading(path, "Bring it back; or remove it, and the test set is drawn by --seed again"):
-        table = json.loads(path.read_text(encoding="utf-8-sig"))
+        table = json.loads(read_plain_text(path))
         test, seed = [str(name) for name in table["test"]], int(table["seed"])
         kept = str(table["hash"])
     gone = sorted(set(test) - set(names))

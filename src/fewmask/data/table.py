@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewmask.data.images import Pixels, Undecodable, decode_mask, open_image
+from fewmask.plainfiles import read_plain_text
 from fewmask.types import Colour, UserError
 
 FILES = ("class_dict.csv", "classes.csv")
@@ -102,7 +103,7 @@ def read_table(folder: Path) -> ClassTable | None:
         raise UserError(f"{there[0]}: {there[1].name} lies beside it. Keep one of the two")
     path = there[0]
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_plain_text(path)
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: cannot be read ({problem}). Save it as UTF-8 text") from None
     lines = [

@@ -47,7 +47,7 @@ def read_counts(path: Path) -> tuple[tuple[str, ...], Values, Values] | None:
     Of two classes those of the foreground alone, K = 1, as its IoU. None where there is no such
     file, or no counts in it. Raises as `read_scored` where it is not ours.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.DictReader(lines))

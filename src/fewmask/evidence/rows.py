@@ -25,8 +25,16 @@ def parse_budget(value: str | float) -> int | float:
 
 
 def read_score(value: str | float | None) -> float:
-    """A score of `results.csv` as a number; NaN where it is empty."""
+    """A score of `results.csv` as a number; NaN where it is empty.
+
+    Raises UserError for what is no finite number.
+    """
+    if value is None or value == "":
+        return math.nan
     try:
-        return math.nan if value is None or value == "" else float(value)
+        found = float(value)
+        if math.isinf(found):
+            raise ValueError(value)
     except ValueError:
         raise UserError(f"score {value!r} of the results is not a number") from None
+    return found

@@ -10,28 +10,30 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fewmask.types import Border, Compile, Precision, UserError, is_union
 
+MANY = 10**9
+"""More steps, images or passes than anybody means."""
 RANGES: dict[str, tuple[float, float, str]] = {
     "size": (16, 8192, "16 to 8192 pixels"),
-    "epochs": (1, math.inf, "a number above 0"),
-    "steps": (1, math.inf, "a number above 0"),
-    "batch_size": (2, math.inf, "at least 2 (batch norm and contrast compare images)"),
+    "epochs": (1, MANY, "a number above 0, up to a billion"),
+    "steps": (1, MANY, "a number above 0, up to a billion"),
+    "batch_size": (2, MANY, "at least 2 (batch norm and contrast compare images)"),
     "lr": (1e-300, math.inf, "a number above 0"),
     "warmup": (0, 1, "a share of the steps, 0 to 1"),
     "weight_decay": (0, math.inf, "0 or more"),
     "encoder_lr": (0, math.inf, "a ratio, 0 or more"),
     "dev": (1e-300, 1, "a fraction of the pairs, above 0 and up to 1"),
-    "masks": (1, math.inf, "a number above 0"),
-    "repeats": (1, math.inf, "a number above 0"),
+    "masks": (1, MANY, "a number above 0, up to a billion"),
+    "repeats": (1, 1000, "a number of repeats, 1 to 1000"),
     "seed": (0, 2**63 - 1, "a whole number of 0 or more"),
     "devices": (1, 4096, "a number above 0"),
     "workers": (1, 4096, "a number above 0"),
     "cpus_per_cell": (1, 4096, "a number above 0"),
-    "train": (2, math.inf, "a number of images, at least 2 of each class"),
+    "train": (2, MANY, "a number of images, at least 2 of each class"),
     "test": (1e-300, 1 - 1e-9, "a share of the images, above 0 and below 1"),
-    "draws": (1, math.inf, "a number above 0"),
-    "neighbours": (1, math.inf, "a number above 0"),
-    "most": (32, math.inf, "a number of images, at least 32"),
-    "budget": (1, math.inf, "a number of images above 0"),
+    "draws": (1, MANY, "a number above 0, up to a billion"),
+    "neighbours": (1, MANY, "a number above 0, up to a billion"),
+    "most": (32, MANY, "a number of images, at least 32"),
+    "budget": (1, MANY, "a number of images above 0"),
     "most_repeats": (2, 1000, "a number of repeats, 2 to 1000"),
     "margin": (1e-300, 1, "a difference in IoU, above 0 and up to 1 (0.01 is one point)"),
     "max_megapixels": (1e-6, 1e6, "millions of pixels above 0"),
@@ -76,6 +78,8 @@ def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
     if get_origin(kinds[0]) is tuple:
         if isinstance(value, str | bytes | PathLike | int | float):
             value = (value,)
+        if not value and NoneType in get_args(hint):
+            return value, [f"{flag}: is empty; leave it out, or name something"]
         found = [_accepted(name, one, get_args(kinds[0])[0]) for one in value]
         return tuple(one for one, _ in found), [fault for _, faulty in found for fault in faulty]
     if get_origin(kinds[0]) is Literal:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fewmask.data import parts
-from fewmask.flags import construct, near, options
+from fewmask.flags import construct, near, options, read_value
 from fewmask.pretext import PRETEXTS
 from fewmask.settings import FinetuneSettings, PretrainSettings, TrainingMachine
-from fewmask.studies.entries import read_value
 from fewmask.studies.plan import Arm
 from fewmask.types import UserError
 

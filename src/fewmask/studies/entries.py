@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from fewmask.flags import convert
 from fewmask.settings import RANGES
 from fewmask.studies.plan import BudgetSize
 from fewmask.types import UserError
-
-
-def read_value(value: Any, kind: Any, where: str) -> Any:
-    """A TOML value checked as the flag of that type would be; raises UserError."""
-    if isinstance(value, list | tuple) and get_origin(kind) is tuple:  # an entry may hold commas
-        return tuple(convert(str(one), get_args(kind)[0], where) for one in value)
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return convert(text, kind, where)
 
 
 def in_range(where: str, key: str, value: Any) -> float:
@@ -48,12 +39,9 @@ def read_budget(where: str, value: Any) -> BudgetSize:
 def read_repeats(where: str, value: Any, budgets: tuple[BudgetSize, ...]) -> dict[BudgetSize, int]:
     """One number for all budgets, or a table of budget -> number; raises UserError."""
     each = value if isinstance(value, dict) else dict.fromkeys(map(str, budgets), value)
+    most = int(RANGES["repeats"][1])
     missing = [str(b) for b in budgets if str(b) not in each]
-    wrong = [
-        f"{k} = {v!r}"
-        for k, v in each.items()
-        if not isinstance(v, int) or isinstance(v, bool) or v < 1
-    ]
+    wrong = [f"{k} = {v!r}" for k, v in each.items() if type(v) is not int or not 1 <= v <= most]
     idle = [k for k in each if k not in map(str, budgets)]
     if idle:
         raise UserError(
@@ -63,6 +51,6 @@ def read_repeats(where: str, value: Any, budgets: tuple[BudgetSize, ...]) -> dic
     if missing or wrong:
         raise UserError(
             f"{where}: repeats {', '.join(wrong) or 'lack budget ' + ', '.join(missing)}; "
-            "expected a whole number above 0, or one for each budget"
+            f"expected a whole number, 1 to {most}, or one for each budget"
         )
     return {budget: each[str(budget)] for budget in budgets}

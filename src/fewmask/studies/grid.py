@@ -10,10 +10,10 @@ from typing import Any
 from fewmask.checkpoint import DEFAULT
 from fewmask.decoders import DECODERS, Decoder, try_out
 from fewmask.evidence.verdicts import MARGIN
-from fewmask.flags import construct, near, options, read_toml
+from fewmask.flags import construct, near, options, read_toml, read_value
 from fewmask.settings import RECIPES, FinetuneSettings, MaskFlags, StudySettings
 from fewmask.studies.arms import ARM_ONLY, arm_keys, read_arms
-from fewmask.studies.entries import in_range, read_budget, read_repeats, read_value
+from fewmask.studies.entries import in_range, read_budget, read_repeats
 from fewmask.studies.plan import Plan
 from fewmask.types import UserError
 

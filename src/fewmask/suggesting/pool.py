@@ -147,7 +147,7 @@ def require_budget(settings: SuggestSettings, found: Candidates) -> None:
     left = len(found.rows)
     if settings.budget <= left:
         return
-    near = ", or pass --keep-near to have near copies, too" if found.repeated else ""
+    near = ", or pass --keep-near to have near copies, too" if len(found.repeated) else ""
     near = "" if settings.keep_near else near
     raise UserError(
         f"--budget {settings.budget}: {settings.images} leaves {left} images to choose from "

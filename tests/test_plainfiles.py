@@ -1,0 +1,67 @@
+"""Devices and pipes are not read: one never ends, the other waits for ever."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fewmask.data.images import Undecodable
+from fewmask.data.items import ImageFile
+from fewmask.data.listing import walk
+from fewmask.flags import read_toml
+from fewmask.plainfiles import open_plain, read_plain, read_plain_text
+from fewmask.predicting import named_images
+from fewmask.types import UserError
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_a_file_s_bytes_and_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffé\r\nb\rc".encode())
+    assert read_plain(tmp_path / "a.txt").startswith(b"\xef\xbb\xbf")
+    assert read_plain_text(tmp_path / "a.txt") == "é\nb\nc"
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    assert read_plain_text(tmp_path / "b.txt", "replace") == "\ufffd"
+    with pytest.raises(UnicodeDecodeError):
+        read_plain_text(tmp_path / "b.txt")
+    with pytest.raises(IsADirectoryError):
+        open_plain(tmp_path)
+
+
+def test_pipes_and_devices_are_refused_at_once(pipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no plain file"):
+            open_plain(path)
+    with pytest.raises(UserError, match=r"pipe: cannot be read \(no plain file\)"):
+        read_toml(str(pipe))
+    with pytest.raises(UserError, match=r"pipe: is no plain file\. Name images"):
+        named_images([str(pipe)])
+
+
+def test_links_to_them_are_no_images(pipe: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "a.png").write_bytes(b"")
+    (pool / "zero.png").symlink_to("/dev/zero")
+    (pool / "pipe.png").symlink_to(pipe)
+    (pool / "gone.png").symlink_to("nowhere")
+    (pool / "own.png").symlink_to(pool / "a.png")
+    found, others = walk(pool)
+    assert [item.name for item in found] == ["a.png", "gone.png", "own.png"]
+    assert others == 0
+    with pytest.raises(Undecodable, match="no plain file"):
+        ImageFile("zero.png", pool / "zero.png").read()
+
+
+def test_a_file_larger_than_any_allowed_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(3 << 30)  # takes no room on the disk
+    with pytest.raises(Undecodable, match=r"3.22 GB; of what --max-megapixels allows .* than 1.6$"):
+        ImageFile("a.png", tmp_path / "a.png").read()
