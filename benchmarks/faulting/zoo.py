@@ -113,6 +113,25 @@ def _pipe(images: Path, masks: Path) -> None:
     (masks / "bad.png").write_bytes(_encoded(_mask(), "PNG"))
 
 
+def _linked(device: str) -> Make:
+    """An image and a mask that are links to what never ends, or never begins."""
+
+    def make(images: Path, masks: Path) -> None:
+        target = Path(device)
+        if not target.exists():
+            os.mkfifo(target := images.parent / device)
+        for folder in (images, masks):
+            (folder / "bad.png").symlink_to(target)
+
+    return make
+
+
+def _sparse(images: Path, masks: Path) -> None:
+    with (images / "bad.png").open("wb") as file:
+        file.truncate(3 << 30)
+    (masks / "bad.png").write_bytes(_encoded(_mask(), "PNG"))
+
+
 def _socket(images: Path, masks: Path) -> None:
     here = os.getcwd()
     os.chdir(images)  # a socket's whole path must be short
@@ -185,6 +204,9 @@ ZOO: dict[str, Make] = {
     "link to nowhere": _nowhere,
     "named pipe": _pipe,
     "socket": _socket,
+    "link to a device without an end": _linked("/dev/zero"),
+    "link to a named pipe": _linked("pipe"),
+    "sparse file of 3 GB": _sparse,
     "folder under an image's name": _folder_as_image,
     "no permission to read a file": _no_permission,
     "folder without permission": _closed_folder,
