@@ -39,5 +39,5 @@ def read_plain_text(path: str | Path, errors: str = "strict") -> str:
 
     Raises as `open_plain`, and UnicodeDecodeError.
     """
-    text = read_plain(path).decode("utf-8-sig", errors)
+    text = read_plain(path).decode("utf-8", errors).removeprefix("\ufeff")
     return text.replace("\r\n", "\n").replace("\r", "\n")
