@@ -10,7 +10,7 @@ one that raises does not (but for what ends loops), and of what a constructor ma
 weights are off. Those come first that the test itself calls; of slow tests, and in other processes,
 those whose names have words in common with the test's. Where every answer being wrong is not seen,
 half of the answers are: two sides that are broken alike differ then. Last come single constants of
-their code.
+their code. A test that calls nothing itself is judged by what its fixtures call.
 
 The test is run again until it fails by what it asserts. A test that only ever ends in another
 error, or passes whatever is broken, is written down as such: somebody has to look at it. To be run
@@ -39,7 +39,8 @@ from faulting import inside
 from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Broken, constants
 
 LONGEST = 20.0
-"""Seconds that one test's tries may take together, about; of a slow test eight times as many."""
+"""Seconds that one test's tries may take together, about; eight times as many where it takes more
+than a second itself."""
 ONE = 15
 """Seconds of a single try, at least."""
 TRIES = 25
@@ -75,6 +76,8 @@ class Failing:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes = Path(tempfile.mkdtemp()) / "notes"
+        self.prepared: dict[str, list[Called]] = {}
+        """What each fixture of several tests calls."""
         self.known = set()
         if path.exists():
             rows = map(json.loads, path.read_text().splitlines())
@@ -98,6 +101,24 @@ class Failing:
                 found = calls.ordered() + elsewhere(self.notes)
                 pyfuncitem.called = found  # type: ignore[attr-defined]
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
+        known = name_of(fixturedef) in self.prepared
+        if known or fixturedef.scope == "function" or sys.getprofile():
+            return (yield)
+        calls = Calls(self.notes)
+        sys.setprofile(calls)
+        try:
+            return (yield)
+        finally:
+            sys.setprofile(None)
+            self.prepared[name_of(fixturedef)] = calls.ordered()
+
+    def beneath(self, item: pytest.Item) -> list[Called]:
+        """What is called by the fixtures that the test shares with others."""
+        used = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        return [one for defs in used for one in self.prepared.get(name_of(defs[-1]), [])]
+
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         from _pytest.runner import runtestprotocol
 
@@ -119,30 +140,41 @@ class Failing:
         best: dict[str, Any] = {"ends": "passes", "tried": 0}
         began = time.monotonic()
         item.on_broken = True  # type: ignore[attr-defined]
-        longest = LONGEST if seconds < SLOW else 8 * LONGEST
-        for one, often in tries(item, seconds):
+        longest = LONGEST if seconds < 1 else 8 * LONGEST
+        shared = [] if getattr(item, "called", None) else self.beneath(item)
+        for one, often in tries(item, seconds, shared):
             if time.monotonic() - began > longest:
                 best["late"] = True
                 break
             best["tried"] += 1
-            self.try_one(item, one, often, max(ONE, 3 * seconds), best)
+            self.try_one(item, one, often, max(ONE, 3 * seconds), best, anew=bool(shared))
             if best["ends"] == "asserts":
                 break
         return best
 
     def try_one(
-        self, item: pytest.Item, one: Called, often: str, longest: float, best: dict[str, Any]
+        self,
+        item: pytest.Item,
+        one: Called,
+        often: str,
+        longest: float,
+        best: dict[str, Any],
+        *,
+        anew: bool,
     ) -> None:
-        """Run the test with one function broken; `best` is kept up."""
+        """Run the test with one function broken, with `anew` on fixtures that are made again."""
         from _pytest.runner import runtestprotocol
 
+        after = None if anew else cast(Any, Same(item))
+        if anew:
+            item.session._setupstate.teardown_exact(None)
         self.notes.write_text("")
         with inside.said(self.notes, one.name, often), one.broken(often) as asked:
             item._initrequest()  # type: ignore[attr-defined]
             signal.signal(signal.SIGALRM, too_late)
             signal.setitimer(signal.ITIMER_REAL, longest)
             try:
-                reports = runtestprotocol(item, nextitem=cast(Any, Same(item)), log=False)
+                reports = runtestprotocol(item, nextitem=after, log=False)
             except (KeyboardInterrupt, pytest.exit.Exception):
                 raise
             except BaseException as problem:  # pytest's own trouble with broken code
@@ -214,15 +246,19 @@ class Called:
             yield lambda: one.answers > 0
 
 
-def tries(item: pytest.Item, seconds: float) -> list[tuple[Called, str]]:
+def name_of(fixture: Any) -> str:
+    return f"{fixture.baseid}::{fixture.argname}"
+
+
+def tries(item: pytest.Item, seconds: float, shared: list[Called]) -> list[tuple[Called, str]]:
     """What is broken, and how often it is wrong, in this order."""
-    found: list[Called] = list(getattr(item, "called", []))
+    found: list[Called] = list(getattr(item, "called", [])) or shared
     words = set(re.findall("[a-z]{3,}", item.nodeid.lower()))
 
     def alike(one: Called) -> int:
         return -sum(word in words for word in re.findall("[a-z]{3,}", one.name.lower()))
 
-    if seconds >= SLOW:
+    if seconds >= SLOW or shared:
         found.sort(key=alike)
         return [(one, ALWAYS) for one in found[:8]] + [(one, SOMETIMES) for one in found[:2]]
     here = [one for one in found if one.function]
