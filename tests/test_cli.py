@@ -21,6 +21,8 @@ from PIL import Image
 
 from fewmask import cli
 from fewmask.cli import main
+from fewmask.files import _HOST, _left_over
+from fewmask.types import UserError
 
 Run = subprocess.CompletedProcess[str]
 
@@ -93,6 +95,22 @@ def test_what_ends_a_command_is_told_in_a_line(
     assert ended.returncode == code
     assert ended.stderr.strip().count("\n") == 0
     assert said in ended.stderr
+
+
+def test_a_study_begins_like_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise UserError("far enough")
+
+    left = tmp_path / "out" / "cells" / "a" / f"{_left_over(Path('state.pt'))}{_HOST}01234567.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    monkeypatch.setattr("fewmask.studies.run.run_study", stop)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    monkeypatch.setenv("FEWMASK_MAX_MEGAPIXELS", "1")
+    ended = here("study", "quick", "--out", tmp_path / "out", "--max-megapixels", "7")
+    assert (ended.returncode, ended.stderr) == (2, "error: far enough\n")
+    assert not left.exists()
+    assert Image.MAX_IMAGE_PIXELS == 3_500_000
 
 
 def test_errors_of_our_own_stay_errors(monkeypatch: pytest.MonkeyPatch) -> None:

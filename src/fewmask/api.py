@@ -53,6 +53,16 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 
+def get_ready(settings: object) -> None:
+    """What every command begins with: the limit of pixels, and no half-written files of before."""
+    if isinstance(settings, Reading):
+        from fewmask.data.images import limit_pixels
+
+        limit_pixels(settings.max_megapixels)
+    if (out := getattr(settings, "out", None)) is not None:
+        sweep(Path(out))
+
+
 def _with_settings(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
     """Give a function of a settings object the settings' own keywords, types included."""
 
@@ -60,12 +70,7 @@ def _with_settings(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Cal
         @functools.wraps(work)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             chosen = settings(*args, **kwargs)
-            if isinstance(chosen, Reading):
-                from fewmask.data.images import limit_pixels
-
-                limit_pixels(chosen.max_megapixels)
-            if (out := getattr(chosen, "out", None)) is not None:
-                sweep(Path(out))
+            get_ready(chosen)
             return work(chosen)
 
         call.__signature__ = inspect.signature(settings)  # type: ignore[attr-defined]

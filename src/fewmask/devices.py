@@ -144,14 +144,14 @@ def processor() -> str:
     """The processor's name and the units that PyTorch's kernels are chosen by: "AMD EPYC (AVX512,
     bf16)". One name may stand for several generations, which differ in the last bits.
     """
-    name = platform.processor() or platform.machine()
+    name = ""
     with suppress(OSError):
         for line in _CPUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
     units = [torch.backends.cpu.get_cpu_capability(), *["bf16"] * computes_bf16("cpu")]
-    return f"{name} ({', '.join(units)})"
+    return f"{name or platform.processor() or platform.machine()} ({', '.join(units)})"
 
 
 def computes_bf16(device: str) -> bool:

@@ -157,8 +157,10 @@ def run_study(settings: Any) -> int:
     """Run a study, then its table."""
     import shlex
 
+    from fewmask import api
     from fewmask.studies.run import run_study as run
 
+    api.get_ready(settings)
     return print_study(run(settings, shlex.join(["fewmask", *sys.argv[1:]])))
 
 
