@@ -107,7 +107,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         start(tmp_path)
     with pytest.raises(UserError, match=f"{neither}.*the runs .*one lie in it"):
         start(tmp_path / "runs")
-    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "config.toml").write_text('pretext = "simclr"\n')
     with pytest.raises(UserError, match=f"{neither}: a run that is not finished"):
         start(tmp_path)
     (tmp_path / "config.toml").write_text("broken [")
@@ -243,7 +243,7 @@ def test_where_there_is_no_start_what_lies_near_is_named(
     named = ", ".join(str(run) for run in runs[:3])
     told = f"{neither}, so it is no run folder; the runs {named} lie in it"
     assert faults_of(lambda: start_file(str(tmp_path))) == (told,)
-    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "config.toml").write_text('pretext = "simclr"\n')
     told = f"{neither}: a run that is not finished. Run its command again to finish it"
     assert faults_of(lambda: start_file(str(tmp_path))) == (told,)
 
@@ -319,7 +319,7 @@ def test_a_decoder_of_another_name_is_left_out_and_said(tmp_path: Path) -> None:
     state = twos(network)
     for config, held in (
         (None, "of an unknown name"),
-        ("", "of an unknown name"),
+        ("seed = 0", "of an unknown name"),
         ('with_decoder = "fpn"', "fpn"),
     ):
         run = decoder_run(tmp_path, state, config)
