@@ -77,7 +77,7 @@ SMALL = ("--encoder", "resnet18", "--size", "32", "--steps", "2", "--batch-size"
 @pytest.mark.parametrize(
     ("problem", "code", "said"),
     [
-        (MemoryError(), 2, "error: out of memory. Choose smaller numbers"),
+        (MemoryError(), 2, "error: out of memory (no more than that is known). Choose fewer"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 2, "out of memory"),
         (RuntimeError("Storage size calculation overflowed"), 2, "out of memory"),
         (KeyboardInterrupt(), 130, "the same command again begins anew"),
@@ -95,6 +95,15 @@ def test_what_ends_a_command_is_told_in_a_line(
     assert ended.returncode == code
     assert ended.stderr.strip().count("\n") == 0
     assert said in ended.stderr
+
+
+@pytest.mark.parametrize("command", cli.GO_ON)
+def test_what_goes_on_says_so(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "dispatch", stop)
+    assert "the same command again goes on from here" in here(command).stderr
 
 
 def test_a_study_begins_like_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fewmask.cli import error_text, parse
 from fewmask.flags import flat
 from fewmask.pretext.simclr import SimCLR
-from fewmask.settings import CheckSettings, FinetuneSettings, PredictSettings
+from fewmask.settings import CheckSettings, FinetuneSettings, PredictSettings, StudySettings
 from fewmask.types import UserError
 
 
@@ -140,6 +141,9 @@ def test_an_empty_path_is_a_slip_not_the_folder_that_one_is_in() -> None:
     [
         ("pairs = 3", "pairs is 3; expected a text, in quotes"),
         ('pairs = ["d"]', "pairs is ['d']; expected a text, in quotes"),
+        ("lr = [0.1]", "lr is [0.1]; expected one value"),
+        ("steps = {a = 1}", "steps is {'a': 1}; expected one value"),
+        ('classes = ["a", ["b"]]', "classes is ['b']; expected a text, in quotes"),
         (f"seed = {'9' * 5000}", "not valid TOML"),
         (f"seed = {'9' * 20}", "expected a whole number up to 9223372036854775807"),
         ("steps = true", "steps True: expected a whole number"),
@@ -157,9 +161,16 @@ def test_values_of_another_kind_are_named_with_file_and_key(
     assert said in str(raised.value)
 
 
+def test_arrays_are_tuples() -> None:
+    settings = StudySettings(plan="quick", out="o", targets=np.array([0.5, 0.75]))  # type: ignore[arg-type]
+    assert settings.targets == (0.5, 0.75)
+    with pytest.raises(UserError, match="--targets: is empty"):
+        StudySettings(plan="quick", out="o", targets=np.array([]))  # type: ignore[arg-type]
+
+
 def test_weights_of_classes_may_stand_in_a_list(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text('pairs = "p"\nclass-weights = [1, 2.5]\nclasses = ["a, b", "c"]\n')
+    path.write_text('pairs = "p"\nclass-weights = [1, "2.5"]\nclasses = ["a, b", "c"]\n')
     settings = parse("finetune", ["--config", str(path), "--out", "o"])
     assert settings.class_weights == "1,2.5"
     assert settings.classes == ("a, b", "c")

@@ -126,10 +126,9 @@ def trial(
         })  # fmt: skip
     ended = children.run(case.argv, folder, LONGEST, environment=ENVIRONMENT)
     faults = []
-    there = ended.code == 2 and "exists. Choose another --out" in ended.text
-    if there and outcome.left_in(folder) == right:
-        pass  # killed when all was written: an export does not write over what is there
-    elif ended.code != 0:
+    # Killed when all was written: an export does not write over what is there.
+    there = "exists. Choose another --out" in ended.text and outcome.left_in(folder) == right
+    if ended.code != 0 and not there:
         faults.append(f"ends with {ended.code}: {ended.text[-400:]}")
     else:
         found = outcome.left_in(folder)

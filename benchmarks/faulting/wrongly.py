@@ -161,6 +161,8 @@ def wrong_numbers(right: Any) -> Any:
             return not right
         case np.integer():
             return right + 1
+        case np.floating():
+            return right + off()
         case np.ndarray():
             return ~right if right.dtype in (bool, np.uint8) else changed_array(right)
     torch = sys.modules.get("torch")

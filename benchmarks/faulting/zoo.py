@@ -117,9 +117,9 @@ def _linked(device: str) -> Make:
     """An image and a mask that are links to what never ends, or never begins."""
 
     def make(images: Path, masks: Path) -> None:
-        target = Path(device)
+        target = images.parent / device  # of an absolute path itself
         if not target.exists():
-            os.mkfifo(target := images.parent / device)
+            os.mkfifo(target)
         for folder in (images, masks):
             (folder / "bad.png").symlink_to(target)
 

@@ -144,12 +144,7 @@ def processor() -> str:
     """The processor's name and the units that PyTorch's kernels are chosen by: "AMD EPYC (AVX512,
     bf16)". One name may stand for several generations, which differ in the last bits.
     """
-    name = ""
-    with suppress(OSError):
-        for line in _CPUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+    name = _told_by_linux("model name")
     units = [torch.backends.cpu.get_cpu_capability(), *["bf16"] * computes_bf16("cpu")]
     return f"{name or platform.processor() or platform.machine()} ({', '.join(units)})"
 
@@ -160,5 +155,13 @@ def computes_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
         return False
-    words = set(_CPUS.read_text(encoding="utf-8").split()) if _CPUS.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16"})
+    return bool({*_told_by_linux("flags").split()} & {"avx512_bf16", "amx_bf16"})
+
+
+def _told_by_linux(key: str) -> str:
+    """What /proc/cpuinfo says of the first processor; empty where it says nothing."""
+    with suppress(OSError):
+        for line in _CPUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    return ""

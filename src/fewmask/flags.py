@@ -13,11 +13,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
-from fewmask.plainfiles import read_plain_text
 from fewmask.types import UserError, is_union
 
 COMPONENTS = {"Pretext": str, "Decoder": str}
@@ -78,7 +78,7 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-LARGEST = 2**63 - 1
+LARGEST_WHOLE = 2**63 - 1
 """Whole numbers beyond it fit no tensor and no file of ours."""
 
 
@@ -103,8 +103,8 @@ def convert(text: str, kind: Any, flag: str) -> Any:
         return text.lower() == "true"
     try:
         value = kind(text)
-        if kind is int and abs(value) > LARGEST:
-            raise UserError(f"{flag} {text[:30]}: expected a whole number up to {LARGEST}")
+        if kind is int and abs(value) > LARGEST_WHOLE:
+            raise UserError(f"{flag} {text[:30]}: expected a whole number up to {LARGEST_WHOLE}")
         return value
     except ValueError:
         words = {int: "a whole number", float: "a number"}
@@ -116,13 +116,22 @@ def read_value(value: Any, kind: Any, where: str) -> Any:
 
     Where a text is expected, numbers may stand in a list, as they do between commas.
     """
-    if isinstance(value, list | tuple) and get_origin(kind) is tuple:  # an entry may hold commas
-        return tuple(convert(str(one), get_args(kind)[0], where) for one in value)
-    numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
-    if kind is str and not (isinstance(value, str) or (numbers and value)):
+    many = isinstance(value, list | tuple)
+    if many and get_origin(kind) is tuple:  # an entry may hold commas
+        return tuple(read_value(one, get_args(kind)[0], where) for one in value)
+    numbers = many and bool(value) and all(_is_number(one) for one in value)
+    if kind is str and not (isinstance(value, str) or numbers):
         raise UserError(f"{where} is {value!r}; expected a text, in quotes")
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return convert(text, kind, where)
+    if isinstance(value, dict) or (many and kind is not str):
+        raise UserError(f"{where} is {value!r}; expected one value")
+    return convert(",".join(map(str, value)) if many else str(value), kind, where)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and float(value) is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def build_parser(
@@ -227,13 +236,11 @@ def given(
 def read_toml(path: str) -> dict[str, Any]:
     """The table in a TOML file. Raises UserError where there is none or it does not parse."""
     try:
-        return tomllib.loads(read_plain_text(path))
+        # A pipe, too: `--config <(...)`. Editors add a mark.
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror}). Name a TOML file") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as problem:  # a number of 5,000 digits is a ValueError alone
+    except (ValueError, RecursionError) as problem:  # a number of 5,000 digits is a ValueError
         raise UserError(f"{path}: not valid TOML ({problem}). Mend that line") from None
 
 

@@ -96,7 +96,8 @@ class Backward:
 
 def is_shortage(problem: RuntimeError) -> bool:
     """Whether torch says that memory was short: of a GPU, or of the machine."""
-    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+    said = ("can't allocate memory", "backend out of memory")  # the CPU's and MPS' words
+    return isinstance(problem, torch.OutOfMemoryError) or any(s in str(problem) for s in said)
 
 
 def _numbers(device: torch.device) -> str:

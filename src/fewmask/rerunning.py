@@ -12,6 +12,7 @@ from typing import Any
 
 from fewmask import workflows
 from fewmask.checkpoint import read_weights
+from fewmask.data.images import limit_pixels
 from fewmask.data.sources import open_images, open_pairs
 from fewmask.decoders import DECODERS
 from fewmask.files import reading
@@ -87,6 +88,7 @@ def _repeat_run(before: Path, told: dict[str, Any], out: Path) -> None:
     values, kind = _settings(config)
     values["out"] = str(out)
     settings = construct(kind, values)
+    limit_pixels(settings.max_megapixels)
     with reading(before / "result.json", _WHOLE):
         fingerprint = told["fingerprint"]
     if isinstance(settings, PretrainSettings):
@@ -136,6 +138,7 @@ def _repeat_study(before: Path, told: dict[str, Any], out: Path) -> None:
         )
     parser = build_parser("fewmask study", StudySettings, positional=("plan",))
     settings: StudySettings = construct(StudySettings, given(parser, words[2:], StudySettings))
+    limit_pixels(settings.max_megapixels)
     run_study(replace(settings, out=str(out)))
     again = _read(out / "study.json")
     if again["fingerprint"] != fingerprint:

@@ -47,7 +47,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_opened(path: Path) -> tuple[dict[str, Any], bool]:
     """As `read_sealed`, and whether the checksum fits or there is none."""
-    table = json.loads(read_plain_text(path))  # editors add a mark
+    table = json.loads(read_plain_text(path))
     if not isinstance(table, dict):
         raise TypeError(f"holds a {type(table).__name__}, not a table")
     said = table.pop(CHECKSUM, None)
@@ -67,7 +67,7 @@ def read_sealed_toml(path: Path, mend: str = "Bring the file back") -> dict[str,
     was cut before its checksum can't be told from one that never had any.
     """
     with reading(path, mend):
-        text = read_plain_text(path)  # editors add a mark, and other line ends
+        text = read_plain_text(path)
         if not text.strip():
             raise ValueError("is empty")
         table = tomllib.loads(text)

@@ -112,6 +112,19 @@ def test_masks_of_ignored_pixels_alone_teach_nothing(write_pairs: Pairs, write_m
     assert fault == f"{folder}: every pixel of every mask is ignored. Mend --ignore"
 
 
+def test_a_raised_limit_has_images_looked_at_again(
+    write_pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pairs(2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert "--max-megapixels" in checked(folder).faults[0]
+    low = looks.look_at_images([pair.image for pair in open_pairs(str(folder)).items])
+    assert len(low.faults) == 2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000_000)
+    assert not checked(folder).faults
+    assert not looks.look_at_images([pair.image for pair in open_pairs(str(folder)).items]).faults
+
+
 def test_contradicting_flags_are_faults_of_the_source(write_pairs: Pairs) -> None:
     folder = write_pairs(2)
     report = checked(folder, MaskOptions(mask_values=(0, 1), ignore=1))

@@ -52,6 +52,11 @@ def test_mask_values_are_classes_in_their_order() -> None:
     assert expected(labels) == "the values 0, 7, 128, 255"
 
 
+def test_an_ignored_id_is_a_class_only_among_ids() -> None:
+    for ignore, values in ((0, {0, 5, 6}), (2, {0, 1, 2})):
+        assert not infer(MaskOptions(ignore=ignore), values)[1]
+
+
 def test_named_classes_fix_their_number() -> None:
     labels, faults = infer(MaskOptions(classes=("sky", "road", "car")), {0, 1})
     assert not faults

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewmask.files import write_atomic, write_bytes_atomic
+from fewmask.files import write_atomic
 from fewmask.flags import near
 from fewmask.types import UserError
 
@@ -33,22 +33,22 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    content = save(plain, metadata={**metadata, CHECKSUM: _checksum(plain)})
-    write_bytes_atomic(path, _in_order(content))
+    content = memoryview(save(plain, metadata={**metadata, CHECKSUM: _checksum(plain)}))
+    head = _in_order(content)
+    write_atomic(path, lambda file: (file.write(head), file.write(content[len(head) :])))
 
 
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata by name: the library's order is another each time.
-
-    The header is a JSON text behind its length in eight bytes, and may end in blanks.
+def _in_order(content: memoryview) -> bytes:
+    """The head of a safetensors file, its metadata by name: the library's order is another each
+    time. It is a JSON text behind its length in eight bytes, and may end in blanks.
     """
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
+    header = json.loads(bytes(content[8 : 8 + length]))
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(text) > length:  # escapes of another kind: the tensors must stay aligned
-        return content
-    return content[:8] + text.ljust(length) + content[8 + length :]
+    if len(text) > length:  # the tensors behind it must stay where they are
+        raise ValueError(f"a head of {length} bytes became one of {len(text)}")
+    return bytes(content[:8]) + text.ljust(length)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

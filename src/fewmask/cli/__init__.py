@@ -44,18 +44,15 @@ POSITIONAL = {
 REPEATED = {"similarity": ("extractor",), "check": ("images",)}
 CHOSEN = {"pretrain": ("pretext", "simclr"), "finetune": ("decoder", "unet")}
 """Commands with a component whose own flags join theirs: the flag that names it, the default."""
-GO_ON = ("demo", "pretrain", "finetune", "predict", "probe", "study", "rerun")
-"""Commands that begin where they were interrupted; of the others decoded pictures are kept."""
-TOO_LARGE = (
-    "out of memory. Choose smaller numbers: --size, --batch-size, a smaller --encoder or "
-    "--decoder, or fewer units where a width was given"
-)
+GO_ON = ("demo", "pretrain", "finetune", "study", "rerun")
+"""Commands that begin where they were interrupted."""
+SMALLER = "Choose fewer or smaller images, a smaller network, or a machine with more memory"
 SHARED = ("pretrain", "finetune")
 """Commands whose work several processes can share."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake of the user's, 130 Control-C."""
+    """Run a command and exit: 0 done, 2 a mistake or what the machine lacks, 130 Control-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     started = launched()
     first = started is None or started.first
@@ -85,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (RuntimeError, MemoryError) as problem:
         if not lacks_memory(problem):
             raise
-        print(f"error: {TOO_LARGE}", file=sys.stderr)
+        why = (str(problem).splitlines() or ["no more than that is known"])[0][:200]
+        print(f"error: out of memory ({why}). {SMALLER}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fewmask.data.images import Pixels, Undecodable, resize_image, resize_mask
+from fewmask.data.images import Pixels, Undecodable, limit_named, resize_image, resize_mask
 from fewmask.data.items import ImageItem, small_image
 from fewmask.data.listing import FileList
 from fewmask.data.place import cache_root, locked
@@ -99,7 +99,7 @@ def cached_images(
             return f"{problem.where}: {problem.reason}"
         return pixels, valid, None
 
-    key = stamps(images.items, "images", str(size), resize)
+    key = stamps(images.items, "images", str(size), resize, *limit_named())
     names = list(Names(images.items))
     cache = _cached(_Job(cache_root() / key, names, size, False, decode, workers), progress)
     refuse_too_many(images.src, cache.skipped, len(names))

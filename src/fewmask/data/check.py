@@ -95,7 +95,8 @@ def check_pairs(
     if not pairs.items and not faults:
         faults.append(f"{pairs.src}: holds no pair of image and mask. Add some")
     if whole and not outside and not any(map(any, counts)):
-        faults.append(f"{pairs.src}: every pixel of every mask is ignored. Mend --ignore")
+        mend = "the masks" if pairs.options.ignore is None else "--ignore"
+        faults.append(f"{pairs.src}: every pixel of every mask is ignored. Mend {mend}")
     elif whole and not outside:
         warnings += _one_class(whole, labels) + _absent(pairs, labels, counts)
     hashes = tuple(one.hash or f"undecodable {row}" for row, one in enumerate(seen))

@@ -61,7 +61,7 @@ def infer(
     else:
         gapless = values == set(range(len(values)))
         ids = list(range(max(2, len(values)))) if gapless else [0, 1]
-        if options.ignore in ids:
+        if options.ignore in ids and values <= {*ids}:  # other values are told of by themselves
             faults.append(_ignores_a_class(options.ignore, _names(options, ids, table)))
     if not 2 <= len(ids) <= UNKNOWN:
         faults.append(f"{len(ids)} classes; expected 2 to {UNKNOWN}. Name at least two values")

@@ -19,6 +19,8 @@ from fewmask.types import IGNORED, Resize
 
 Pixels = NDArray[np.uint8]
 
+PILLOWS_LIMIT = 100_000_000
+"""Pixels from which Pillow warns; it refuses twice as many, --max-megapixels' 200 million."""
 LIMIT_VARIABLE = "FEWMASK_MAX_MEGAPIXELS"
 """Tells the limit to processes that are started later."""
 
@@ -33,10 +35,17 @@ def _limit_as_told() -> None:
     try:
         limit_pixels(float(os.environ[LIMIT_VARIABLE]))
     except (KeyError, ValueError):
-        Image.MAX_IMAGE_PIXELS = 100_000_000
+        Image.MAX_IMAGE_PIXELS = PILLOWS_LIMIT
 
 
 _limit_as_told()
+
+
+def limit_named() -> tuple[str, ...]:
+    """For the names of what is remembered of images: faults depend on the limit. () for 200."""
+    limit = Image.MAX_IMAGE_PIXELS
+    return () if limit == PILLOWS_LIMIT else (f"limit {limit}",)
+
 
 BYTES_PER_PIXEL = 8
 """Of the widest pixels that are read, four numbers of 16 bits, where nothing is compressed."""
@@ -54,13 +63,15 @@ class Undecodable(Exception):
 
 
 def require_size(size: int, where: str) -> None:
-    """Raises Undecodable for a file of more bytes than --max-megapixels of pixels can take."""
-    most = BYTES_PER_PIXEL * 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    if size > most:
+    """Raises Undecodable for a file of more bytes than an image of --max-megapixels can take.
+
+    A file with more frames than its first would be read whole for that one, too.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size > BYTES_PER_PIXEL * 2 * limit:
         raise Undecodable(
             where,
-            f"{size / 1e9:.3g} GB; of what --max-megapixels allows no file has more than "
-            f"{most / 1e9:.3g}",
+            f"{size / 1e6:.4g} MB, more than an image within --max-megapixels takes",
             "Remove it, or raise the limit if you trust it",
         )
 

@@ -235,7 +235,7 @@ def _enter(root: str, inside: str, table: _Growing, entered: set[tuple[int, int]
             _enter(root, f"{inside}{entry.name}/", table, entered)
         elif kind == "file" and is_image(entry.path):
             table.add(inside + entry.name, *_stamp_of(entry), number)
-        elif kind == "file":
+        else:
             table.others += 1
 
 

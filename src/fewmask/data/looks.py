@@ -16,7 +16,7 @@ import numpy as np
 
 from fewmask.data.cache import in_order, stamps
 from fewmask.data.duplicates import SIDE, Thumbs, thumbnail
-from fewmask.data.images import Pixels, Undecodable, format_of
+from fewmask.data.images import Pixels, Undecodable, format_of, limit_named
 from fewmask.data.items import ImageItem
 from fewmask.data.place import cache_root
 from fewmask.data.sources import Pair, PairSet
@@ -45,7 +45,7 @@ def look_at(
     """Every pair decoded; remembered in the cache folder while the files stay as they are."""
     items = [item for pair in pairs.items for item in (pair.image, pair.mask)]
     more = (pairs.table.text,) if pairs.table else ()
-    path = cache_root() / "checks" / f"{stamps(items, 'check', *more)}.json"
+    path = cache_root() / "checks" / f"{stamps(items, 'check', *more, *limit_named())}.json"
     remembered = _remembered(path, len(pairs.items))
     if remembered is not None:
         return remembered
@@ -145,7 +145,7 @@ def look_at_images(
     items: Sequence[ImageItem], progress: Report | None = None, workers: int | None = None
 ) -> SeenImages:
     """Every image decoded; remembered in the cache folder while the files stay as they are."""
-    path = cache_root() / "checks" / f"{stamps(items, 'images seen')}.json"
+    path = cache_root() / "checks" / f"{stamps(items, 'images seen', *limit_named())}.json"
     remembered = _remembered_images(path, len(items))
     if remembered is not None:
         return remembered

@@ -21,7 +21,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fewmask.data.images import Pixels, Undecodable, decode_image, unreadable
+from fewmask.data.images import Pixels, Undecodable, decode_image, require_size, unreadable
 from fewmask.data.listing import SUFFIXES
 from fewmask.data.place import cache_root
 from fewmask.files import write_bytes_atomic
@@ -97,6 +97,7 @@ class TarImage:
         return f"{self.path}: {self.member}"
 
     def read(self) -> bytes:
+        require_size(self.size, self.where)
         try:
             with open_plain(self.path) as file:
                 file.seek(self.offset)

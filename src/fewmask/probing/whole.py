@@ -19,6 +19,7 @@ from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.files import reading, write_json_atomic
 from fewmask.optimisation import Optimisation
+from fewmask.plainfiles import read_plain_text
 from fewmask.pretext.contract import Pool
 from fewmask.pretext.supervised import Supervised, SupervisedTask
 from fewmask.probing.features import frozen_features
@@ -60,7 +61,7 @@ def whole_probe(
     done = folder / "answers.json"
     if done.exists():
         with reading(done, "Remove it, and the same command trains that classifier again"):
-            table = json.loads(done.read_text(encoding="utf-8"))
+            table = json.loads(read_plain_text(done))
             if table["key"] == key:
                 (folder / "state.pt").unlink(missing_ok=True)  # killed when it was just done
                 return np.asarray(table["answers"], np.int64)

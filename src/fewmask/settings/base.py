@@ -16,7 +16,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "size": (16, 8192, "16 to 8192 pixels"),
     "epochs": (1, MANY, "a number above 0, up to a billion"),
     "steps": (1, MANY, "a number above 0, up to a billion"),
-    "batch_size": (2, MANY, "at least 2 (batch norm and contrast compare images)"),
+    "batch_size": (2, MANY, "2 to a billion (batch norm and contrast compare images)"),
     "lr": (1e-300, math.inf, "a number above 0"),
     "warmup": (0, 1, "a share of the steps, 0 to 1"),
     "weight_decay": (0, math.inf, "0 or more"),
@@ -25,15 +25,15 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "masks": (1, MANY, "a number above 0, up to a billion"),
     "repeats": (1, 1000, "a number of repeats, 1 to 1000"),
     "seed": (0, 2**63 - 1, "a whole number of 0 or more"),
-    "devices": (1, 4096, "a number above 0"),
-    "workers": (1, 4096, "a number above 0"),
-    "cpus_per_cell": (1, 4096, "a number above 0"),
-    "train": (2, MANY, "a number of images, at least 2 of each class"),
+    "devices": (1, 4096, "a number, 1 to 4096"),
+    "workers": (1, 4096, "a number, 1 to 4096"),
+    "cpus_per_cell": (1, 4096, "a number, 1 to 4096"),
+    "train": (2, MANY, "a number of images, 2 of each class to a billion"),
     "test": (1e-300, 1 - 1e-9, "a share of the images, above 0 and below 1"),
     "draws": (1, MANY, "a number above 0, up to a billion"),
     "neighbours": (1, MANY, "a number above 0, up to a billion"),
-    "most": (32, MANY, "a number of images, at least 32"),
-    "budget": (1, MANY, "a number of images above 0"),
+    "most": (32, MANY, "a number of images, 32 to a billion"),
+    "budget": (1, MANY, "a number of images, 1 to a billion"),
     "most_repeats": (2, 1000, "a number of repeats, 2 to 1000"),
     "margin": (1e-300, 1, "a difference in IoU, above 0 and up to 1 (0.01 is one point)"),
     "max_megapixels": (1e-6, 1e6, "millions of pixels above 0"),
@@ -78,6 +78,7 @@ def _accepted(name: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
     if get_origin(kinds[0]) is tuple:
         if isinstance(value, str | bytes | PathLike | int | float):
             value = (value,)
+        value = tuple(value)
         if not value and NoneType in get_args(hint):
             return value, [f"{flag}: is empty; leave it out, or name something"]
         found = [_accepted(name, one, get_args(kinds[0])[0]) for one in value]
