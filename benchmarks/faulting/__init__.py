@@ -1,1 +1,1 @@
-"""The parts of benchmarks/faults.py."""
+"""The parts of benchmarks/faults.py, and of the trials on sabotaged code (failing.py)."""

@@ -36,7 +36,7 @@ from typing import Any, cast
 import pytest
 
 from faulting import inside
-from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Broken, constants
+from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Sabotaged, constants
 
 LONGEST = 20.0
 """Seconds that one test's tries may take together, about; eight times as many where it takes more
@@ -75,7 +75,8 @@ class Failing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.notes = Path(tempfile.mkdtemp()) / "notes"
+        self.folder = tempfile.TemporaryDirectory()
+        self.notes = Path(self.folder.name) / "notes"
         self.prepared: dict[str, list[Called]] = {}
         """What each fixture of several tests calls."""
         self.known = set()
@@ -107,12 +108,14 @@ class Failing:
         if known or fixturedef.scope == "function" or sys.getprofile():
             return (yield)
         calls = Calls(self.notes)
-        sys.setprofile(calls)
-        try:
-            return (yield)
-        finally:
-            sys.setprofile(None)
-            self.prepared[name_of(fixturedef)] = calls.ordered()
+        self.notes.write_text("")
+        with inside.said(self.notes):
+            sys.setprofile(calls)
+            try:
+                return (yield)
+            finally:
+                sys.setprofile(None)
+                self.prepared[name_of(fixturedef)] = calls.ordered() + elsewhere(self.notes)
 
     def beneath(self, item: pytest.Item) -> list[Called]:
         """What is called by the fixtures that the test shares with others."""
@@ -241,7 +244,7 @@ class Called:
         if self.function is None:
             yield lambda: False
             return
-        one = Broken(self.function, often)
+        one = Sabotaged(self.function, often)
         with one:
             yield lambda: one.answers > 0
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from faulting.wrongly import Broken
+from faulting.wrongly import Sabotaged
 
 NOTES, BREAK, OFTEN = "FAILING_NOTES", "FAILING_BREAK", "FAILING_OFTEN"
 """The file of notes; the function to be broken ("module:name") and how often, or nothing."""
@@ -80,7 +80,7 @@ class Breaking(importlib.abc.MetaPathFinder):
         found = function_of(module, self.name)
         if found is not None:
             notes = Path(os.environ[NOTES])
-            Broken(found, self.often, lambda: note(notes, "asked")).__enter__()
+            Sabotaged(found, self.often, lambda: note(notes, "asked")).__enter__()
 
 
 def function_of(module: types.ModuleType, name: str) -> types.FunctionType | None:

@@ -24,7 +24,7 @@ CONSTANT = "constant "
 """Before the number of a constant of the function's code, the one that is another."""
 
 
-class Broken:
+class Sabotaged:
     """Within it a function answers wrongly; `answers` counts how often it was asked."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Broken:
         self.asked = asked
         self.answers = 0
 
-    def __enter__(self) -> Broken:
+    def __enter__(self) -> Sabotaged:
         f = self.function
         self.code = f.__code__
         if self.often.startswith(CONSTANT):
