@@ -10,7 +10,8 @@ one that raises does not (but for what ends loops), and of what a constructor ma
 weights are off. Those come first that the test itself calls; of slow tests, and in other processes,
 those whose names have words in common with the test's. Where every answer being wrong is not seen,
 half of the answers are: two sides that are broken alike differ then. Last come single constants of
-their code. A test that calls nothing itself is judged by what its fixtures call.
+their code. A test that calls nothing itself is judged by what its fixtures call; one that calls nothing at all, by
+the documents that its module has read: written backwards, then empty.
 
 The test is run again until it fails by what it asserts. A test that only ever ends in another
 error, or passes whatever is broken, is written down as such: somebody has to look at it. To be run
@@ -36,7 +37,7 @@ from typing import Any, cast
 import pytest
 
 from faulting import inside
-from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Sabotaged, constants
+from faulting.wrongly import ALWAYS, CONSTANT, SOMETIMES, Sabotaged, constants, wrong
 
 LONGEST = 20.0
 """Seconds that one test's tries may take together, about; eight times as many where it takes more
@@ -172,7 +173,10 @@ class Failing:
         if anew:
             item.session._setupstate.teardown_exact(None)
         self.notes.write_text("")
-        with inside.said(self.notes, one.name, often), one.broken(often) as asked:
+        with (
+            inside.said(self.notes, "" if one.module else one.name, often),
+            one.broken(often) as asked,
+        ):
             item._initrequest()  # type: ignore[attr-defined]
             signal.signal(signal.SIGALRM, too_late)
             signal.setitimer(signal.ITIMER_REAL, longest)
@@ -237,10 +241,18 @@ class Called:
 
     name: str
     function: Any = None
+    module: dict[str, Any] | None = None
+    """Of a text that the test's own module has read: the module's names."""
 
     @contextmanager
     def broken(self, often: str) -> Iterator[Callable[[], bool]]:
         """Broken within; the answer says whether it was asked in this process."""
+        if self.module is not None:
+            right = self.module[self.name]
+            self.module[self.name] = wrong(right) if often == ALWAYS else type(right)()
+            yield lambda: True
+            self.module[self.name] = right
+            return
         if self.function is None:
             yield lambda: False
             return
@@ -255,7 +267,9 @@ def name_of(fixture: Any) -> str:
 
 def tries(item: pytest.Item, seconds: float, shared: list[Called]) -> list[tuple[Called, str]]:
     """What is broken, and how often it is wrong, in this order."""
-    found: list[Called] = list(getattr(item, "called", [])) or shared
+    found: list[Called] = list(getattr(item, "called", [])) or shared or read_by(item)
+    if found and found[0].module is not None:
+        return [(one, often) for one in found for often in (ALWAYS, SOMETIMES)]
     words = set(re.findall("[a-z]{3,}", item.nodeid.lower()))
 
     def alike(one: Called) -> int:
@@ -273,6 +287,14 @@ def tries(item: pytest.Item, seconds: float, shared: list[Called]) -> list[tuple
         *((one, SOMETIMES) for one in found[:10]),
         *numbers[: 4 * TRIES],
     ]
+
+
+def read_by(item: pytest.Item) -> list[Called]:
+    """The texts and lists of the test's module that it names: documents, mostly."""
+    function = cast(Any, item).function
+    module = function.__globals__
+    names = [n for n in function.__code__.co_names if isinstance(module.get(n), str | list)]
+    return [Called(name, module=module) for name in names]
 
 
 def elsewhere(notes: Path) -> list[Called]:
