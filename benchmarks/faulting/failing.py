@@ -173,10 +173,8 @@ class Failing:
         if anew:
             item.session._setupstate.teardown_exact(None)
         self.notes.write_text("")
-        with (
-            inside.said(self.notes, "" if one.module else one.name, often),
-            one.broken(often) as asked,
-        ):
+        name = "" if one.module else one.name
+        with inside.said(self.notes, name, often), one.broken(often) as asked:
             item._initrequest()  # type: ignore[attr-defined]
             signal.signal(signal.SIGALRM, too_late)
             signal.setitimer(signal.ITIMER_REAL, longest)
