@@ -10,8 +10,8 @@ one that raises does not (but for what ends loops), and of what a constructor ma
 weights are off. Those come first that the test itself calls; of slow tests, and in other processes,
 those whose names have words in common with the test's. Where every answer being wrong is not seen,
 half of the answers are: two sides that are broken alike differ then. Last come single constants of
-their code. A test that calls nothing itself is judged by what its fixtures call; one that calls nothing at all, by
-the documents that its module has read: written backwards, then empty.
+their code. A test that calls nothing itself is judged by what its fixtures call; one that calls
+nothing at all, by the documents that its module has read: written backwards, then empty.
 
 The test is run again until it fails by what it asserts. A test that only ever ends in another
 error, or passes whatever is broken, is written down as such: somebody has to look at it. To be run
