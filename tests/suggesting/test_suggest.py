@@ -197,7 +197,7 @@ def test_mistakes_are_named_and_nothing_is_written(discs: Path, run: Path, tmp_p
     weights = str(run / "model.safetensors")
     for changes, words in (
         ({"budget": 23}, r"--budget 23: .* leaves 22 images to choose from \(0 show a labelled"),
-        ({"budget": 0}, "--budget 0: expected a number of images above 0"),
+        ({"budget": 0}, "--budget 0: expected a number of images, 1 to a billion"),
         ({"images": str(tmp_path / "non")}, "no such folder"),
         ({"pairs": str(discs / "pool")}, "has no images/ and no masks/"),
         ({"method": "uncertainty"}, "--method uncertainty: of a fine-tuned model"),
