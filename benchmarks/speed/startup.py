@@ -190,7 +190,8 @@ def draw(rounds: list[dict[str, Any]], path: Path) -> None:
             values = [np.median([r[way][what] for r in own if r["n"] == n]) for n in sizes]
             axis.plot(sizes, values, marker="o", color=colour, label=way)
     for axis, words in zip(axes, ("seconds until the first batch", "peak memory, MB"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="files", ylabel=words)
+        axis.set(xscale="log", xlabel="files", ylabel=words)
+        axis.set_ylim(bottom=0)  # flat is to look flat, and the goals are seconds
     axes[0].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=130)
 
