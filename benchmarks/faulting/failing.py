@@ -92,31 +92,31 @@ class Failing:
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
         if getattr(pyfuncitem, "on_broken", False):
             return (yield)
-        calls = Calls(self.notes)
-        self.notes.write_text("")
-        with inside.said(self.notes):
-            sys.setprofile(calls)
-            try:
-                return (yield)
-            finally:
-                sys.setprofile(None)
-                found = calls.ordered() + elsewhere(self.notes)
-                pyfuncitem.called = found  # type: ignore[attr-defined]
+        found: list[Called] = []
+        pyfuncitem.called = found  # type: ignore[attr-defined]
+        with self.noted(found):
+            return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
         known = name_of(fixturedef) in self.prepared
         if known or fixturedef.scope == "function" or sys.getprofile():
             return (yield)
+        with self.noted(self.prepared.setdefault(name_of(fixturedef), [])):
+            return (yield)
+
+    @contextmanager
+    def noted(self, found: list[Called]) -> Iterator[None]:
+        """Note what is called within, here and in processes that are started, in `found`."""
         calls = Calls(self.notes)
         self.notes.write_text("")
         with inside.said(self.notes):
             sys.setprofile(calls)
             try:
-                return (yield)
+                yield
             finally:
                 sys.setprofile(None)
-                self.prepared[name_of(fixturedef)] = calls.ordered() + elsewhere(self.notes)
+                found += calls.ordered() + elsewhere(self.notes)
 
     def beneath(self, item: pytest.Item) -> list[Called]:
         """What is called by the fixtures that the test shares with others."""
