@@ -189,3 +189,14 @@ def test_a_study_s_cell_is_not_a_run_by_itself(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"a study's cell, .* Name the study's folder"):
         fewmask.rerun(result=str(tmp_path), out=str(tmp_path / "b"))
+
+
+def test_a_rerun_takes_the_run_s_own_limit_of_pixels(
+    tmp_path: Path, write_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "a"
+    fewmask.finetune(pairs=str(write_pairs(8)), out=str(run), **SMALL)
+    monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))  # nothing is decoded already
+    monkeypatch.setenv("FEWMASK_MAX_MEGAPIXELS", "0.00002")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert fewmask.rerun(result=str(run), out=str(tmp_path / "b")).same
