@@ -123,6 +123,9 @@ def test_a_start_that_is_not_there(tmp_path: Path) -> None:
         start(tmp_path / "simcrl")
     with pytest.raises(UserError, match="no such file or folder"):
         start(tmp_path / "no" / "where")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: is no plain file\. Name a run folder or a weights"):
+        start(tmp_path / "pipe")
 
 
 @pytest.mark.skipif(not DENSENET.is_file(), reason="the shared weights are not here")
@@ -364,7 +367,11 @@ def test_a_folder_of_another_command_is_no_unfinished_run(
     (tmp_path / "config.toml").write_text('run = "x"\n' if result is None else 'decoder = "y"\n')
     if result is not None:
         (tmp_path / "result.json").write_text(result)
-    told = r"trains no encoder\. Name the" if result is None else "whose weights are gone"
+    told = (
+        r"no encoder\. Name the folder of a fewmask pretrain or finetune$"
+        if result is None
+        else "whose weights are gone"
+    )
     with pytest.raises(UserError, match=told):
         start(str(tmp_path))
     (tmp_path / "result.json").unlink(missing_ok=True)
