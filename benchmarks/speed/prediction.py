@@ -140,7 +140,9 @@ def made_ready(arguments: argparse.Namespace, ways: list[str], work: Path) -> di
         said = [
             line for line in ran.err.splitlines() if "int8 gives" in line or "bf16 gives" in line
         ]
-        found[way] = {"cpu": ran.cpu, "wall": ran.wall, "said": said[0] if said else ""}
+        # A record is for others: of the run's path its last part.
+        told = said[0].replace(f"{Path(arguments.run).parent}/", ".../") if said else ""
+        found[way] = {"cpu": ran.cpu, "wall": ran.wall, "said": told}
     return found
 
 
