@@ -63,8 +63,8 @@ def write_sealed_toml(path: Path, table: Mapping[str, Any]) -> None:
 def read_sealed_toml(path: Path, mend: str = "Bring the file back") -> dict[str, Any]:
     """The table of a TOML file of ours; one without a checksum is taken as it is.
 
-    Raises UserError naming the file where it can't be read, is no TOML, or was changed. One that
-    was cut before its checksum can't be told from one that never had any.
+    Raises UserError naming the file where it can't be read, is empty or no TOML, or was changed.
+    One that was cut before its checksum can't be told from one that never had any.
     """
     with reading(path, mend):
         text = read_plain_text(path)
