@@ -6,6 +6,7 @@
     python benchmarks/faults.py disk --n 50
     python benchmarks/faults.py soak --minutes 120
     python benchmarks/faults.py zoo
+    python benchmarks/faults.py byhand --plan results/faults/byhand.jsonl
     python benchmarks/faults.py table
 
 Each part adds to its own record under --out and can run in several sittings; `table` writes
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork must not inherit threads
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-PARTS = ("kills", "files", "configs", "disk", "soak", "zoo", "table")
+PARTS = ("kills", "files", "configs", "disk", "soak", "zoo", "byhand", "table")
 
 
 def main() -> int:
@@ -34,10 +35,13 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="a case (default: all)")
     parser.add_argument("--n", type=int, default=20, help="how many more")
     parser.add_argument("--minutes", type=float, default=120, help="of the soak")
+    parser.add_argument("--plan", type=Path, help="of byhand: what to break, and the tests of it")
     parser.add_argument("--seed", type=int, default=None, help="default: the time")
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
     parser.add_argument("--work", type=Path, help="default: a temporary folder")
     arguments = parser.parse_args()
+    if arguments.part == "byhand" and not (arguments.plan and arguments.plan.is_file()):
+        parser.error("byhand: --plan FILE is missing, or there is no such file")
     unknown = sorted(set(arguments.only) - set(cases(arguments.part)))
     if unknown and arguments.part != "configs":  # its files are known once they were made
         known = ", ".join(cases(arguments.part)) or "it has none"
@@ -57,7 +61,7 @@ def cases(part: str) -> list[str]:
 
 def part(arguments: argparse.Namespace, work: Path, out: Path) -> int:
     """Run a part; how many faults it met."""
-    from faulting import disk, fuzz, kills, soak, table, zoo
+    from faulting import byhand, disk, fuzz, kills, soak, table, zoo
 
     seed = time.time_ns() % 2**32 if arguments.seed is None else arguments.seed
     found = 0
@@ -74,6 +78,8 @@ def part(arguments: argparse.Namespace, work: Path, out: Path) -> int:
             found = soak.main(work, out, arguments.minutes)
         case "zoo":
             found = zoo.main(work, out, arguments.only)
+        case "byhand":
+            found = byhand.main(work, out, arguments.plan.absolute())
     table.write(out)
     return found
 
