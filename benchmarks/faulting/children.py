@@ -7,6 +7,7 @@ a file and reports every path outside its folder that it opens to write, makes, 
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import os
 import pkgutil
@@ -71,6 +72,7 @@ def load_all() -> None:
     ):  # fmt: skip
         with suppress(ImportError):
             importlib.import_module(name)
+    codecs.lookup("utf-8-sig")  # who has no permissions may not read Python's own files either
 
 
 def run(

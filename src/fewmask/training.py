@@ -54,6 +54,8 @@ def _save_seconds() -> float:
 
 SAVE_SECONDS = _save_seconds()
 """At most this much work is lost when a run is killed, beside the step that was under way."""
+ONE_PRESS = 2.0
+"""Seconds within which a second Control-C is the first one."""
 AVERAGE_DECAY = 0.99
 
 Scores = dict[str, float | None]
@@ -366,20 +368,25 @@ class _Loop:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within the block Control-C only makes the function it gives say True; a second one stops."""
-    asked = False
+    """Within the block Control-C only makes the function it gives say True; a second one stops.
+
+    What comes within `ONE_PRESS` of the first is the same one, handed on by another process.
+    """
+    asked: float | None = None
 
     def ask(*_: object) -> None:
         nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        now = time.monotonic()
+        if asked is not None and now - asked > ONE_PRESS:
+            raise KeyboardInterrupt
+        asked = now if asked is None else asked
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may handle signals
         return
     before = signal.signal(signal.SIGINT, ask)
     try:
-        yield lambda: asked
+        yield lambda: asked is not None
     finally:
         signal.signal(signal.SIGINT, before)
 

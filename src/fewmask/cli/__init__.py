@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 
 from fewmask import __version__
 from fewmask.cli.commands import RUN
+from fewmask.cli.terminating import TERMINATED, as_interrupt
 from fewmask.flags import build_parser, construct, flag_name, given, near
-from fewmask.ranks import AlreadyTold, launched, refuse_many, told_by_the_first
+from fewmask.ranks import AlreadyTold, LostProcess, launched, refuse_many, told_by_the_first
 from fewmask.types import UserError
 
 COMMANDS: dict[str, str] = {
@@ -52,10 +53,12 @@ SHARED = ("pretrain", "finetune")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake or what the machine lacks, 130 Control-C."""
+    """Run a command and exit: 0 done, 2 a mistake or what the machine lacks, 130 Control-C, 143
+    SIGTERM, 1 where another process of the run was lost, or after a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     started = launched()
     first = started is None or started.first
+    terminated = as_interrupt(first=first) if argv is None else lambda: False
     if not first:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     try:
@@ -66,34 +69,46 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = dispatch(arguments)
             if argv is None:  # the process ends here: Control-C has nothing left to stop
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             sys.exit(code)
-    except AlreadyTold:
-        sys.exit(2)
-    except UserError as mistake:
-        print(error_text(mistake), file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         if first:
             again = (
                 "goes on from here" if arguments[:1] and arguments[0] in GO_ON else "begins anew"
             )
-            print(f"\ninterrupted; the same command again {again}", file=sys.stderr)
-        sys.exit(130)
-    except (RuntimeError, MemoryError) as problem:
-        if not lacks_memory(problem):
+            why = "terminated" if terminated() else "interrupted"
+            print(f"\n{why}; the same command again {again}", file=sys.stderr)
+        sys.exit(TERMINATED if terminated() else 130)
+    except Exception as problem:
+        ending = ending_of(problem)
+        if ending is None:
             raise
-        why = (str(problem).splitlines() or ["no more than that is known"])[0][:200]
-        print(f"error: out of memory ({why}). {SMALLER}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
-    except OSError as problem:
-        from fewmask.files import REFUSALS, refused
+        code, told = ending
+        if told:
+            print(told, file=sys.stderr)
+        sys.exit(code)
 
-        if problem.errno not in REFUSALS:
-            raise
-        print(error_text(refused(problem.filename or "a file", problem)), file=sys.stderr)
-        sys.exit(2)
+
+def ending_of(problem: Exception) -> tuple[int, str] | None:
+    """Exit code and last words of a command that ends with an exception; None: a traceback."""
+    match problem:
+        case AlreadyTold():
+            return 2, ""
+        case UserError():
+            return 2, error_text(problem)
+        case LostProcess():
+            return 1, f"error: {problem}"
+        case RuntimeError() | MemoryError() if lacks_memory(problem):
+            why = (str(problem).splitlines() or ["no more than that is known"])[0][:200]
+            return 2, f"error: out of memory ({why}). {SMALLER}"
+        case BrokenPipeError():
+            return 0, ""
+        case OSError():
+            from fewmask.files import REFUSALS, refused
+
+            if problem.errno in REFUSALS:
+                return 2, error_text(refused(problem.filename or "a file", problem))
+    return None
 
 
 def lacks_memory(problem: Exception) -> bool:

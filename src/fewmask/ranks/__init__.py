@@ -8,14 +8,18 @@ from fewmask.ranks.launch import (
     refuse_many,
     told_by_the_first,
 )
+from fewmask.ranks.lost import LostProcess, interrupted, lost
 from fewmask.ranks.meeting import Ranks
 
 __all__ = [
     "AlreadyTold",
     "Launch",
+    "LostProcess",
     "Ranks",
     "forget",
+    "interrupted",
     "launched",
+    "lost",
     "refuse_many",
     "told_by_the_first",
 ]

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from fewmask.ranks.launch import AlreadyTold, Launch
+from fewmask.ranks.lost import lost
 from fewmask.types import UserError
 
 MEETING_SECONDS = 600.0
@@ -111,9 +112,12 @@ class Ranks:
             except KeyboardInterrupt:
                 self._end({"interrupted": True})
                 raise
-            except RuntimeError:  # a connection to one that has ended breaks like this
+            except RuntimeError as problem:  # a connection to one that has ended breaks like this
                 self._stop_if_ended(wait=LISTEN_SECONDS)
-                raise
+                told = lost(problem, f"process {self.rank} of {self.size}")
+                if told is None:
+                    raise
+                raise told from None
 
     def _end(self, why: dict[str, Any]) -> None:
         """Say why this process ends, and stay until the others can have heard it."""

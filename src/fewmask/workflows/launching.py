@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.files import appears, faults_of, write_text_atomic
-from fewmask.ranks import Ranks, launched
+from fewmask.ranks import Ranks, interrupted, launched, lost
 from fewmask.runs import config_of, key_of, read_result
 from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.types import UserError
@@ -105,13 +108,38 @@ def _spawned(
     work: Callable[[Fabric, Trainable], Result],
     kind: type[Result],
 ) -> Result:
-    faults = fabric.launch(partial(_guarded, work=work, settings=settings))
+    from torch.multiprocessing.spawn import ProcessException
+
+    try:
+        faults = fabric.launch(partial(_guarded, work=work, settings=settings))
+    except KeyboardInterrupt:
+        _interrupt_all()
+        raise
+    except ProcessException as problem:
+        if interrupted(problem):
+            raise KeyboardInterrupt from None
+        told = lost(problem, settings.out)
+        if told is None:
+            raise
+        raise told from None
     if faults:
         raise UserError(*faults)
     result = read_result(Path(settings.out), kind)
     if result is None:
         raise RuntimeError(f"{settings.out}: the first process left no result.json")
     return result
+
+
+def _interrupt_all() -> None:
+    """Have the processes save and end, too, and hold the run's folder until they have.
+
+    In a terminal Control-C has reached them all; what was sent to this one alone has not.
+    """
+    for child in active_children():
+        with suppress(ProcessLookupError):
+            os.kill(cast(int, child.pid), signal.SIGINT)
+    for child in active_children():
+        child.join()
 
 
 def _guarded(
