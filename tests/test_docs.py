@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import runpy
 import shlex
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import fewmask
 from fewmask.cli import COMMANDS, parse
 from fewmask.decoders import DECODERS
+from fewmask.files import faults_of
 from fewmask.pretext import PRETEXTS
 from fewmask.settings import StudySettings
 from fewmask.studies.grid import load_plan
@@ -42,7 +46,7 @@ def test_the_readme_shows_the_main_commands() -> None:
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_of_the_readme_parses(line: str) -> None:
     _, command, *arguments = shlex.split(line, comments=True)
-    assert parse(command, arguments) is not None
+    assert faults_of(lambda: parse(command, arguments), "README.md") == ()
 
 
 def test_the_readme_s_plan_loads(tmp_path: Path) -> None:
@@ -53,8 +57,19 @@ def test_the_readme_s_plan_loads(tmp_path: Path) -> None:
 
 
 def test_the_readme_s_python_compiles() -> None:
+    """And its calls are those of functions that there are, by the names of their settings."""
+    called: dict[str, set[str | None]] = {}
     for block in blocks("python"):
         compile(block, "README.md", "exec")
+        for call in ast.walk(ast.parse(block)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("fewmask."):
+                keywords = {keyword.arg for keyword in call.keywords}
+                called.setdefault(ast.unparse(call.func), set()).update(keywords)
+    assert {"fewmask.finetune", "fewmask.evaluate"} <= called.keys()
+    for name, keywords in called.items():
+        function = getattr(fewmask, name.removeprefix("fewmask."), None)
+        assert callable(function), name
+        assert keywords <= inspect.signature(function).parameters.keys(), name
 
 
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -38,8 +39,11 @@ def test_a_file_s_bytes_and_text(tmp_path: Path) -> None:
 def test_pipes_and_devices_are_refused_at_once(pipe: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(pipe)
     for path in (pipe, tmp_path / "link", Path("/dev/zero")):
-        with pytest.raises(OSError, match="no plain file"):
+        with pytest.raises(OSError, match="no plain file") as refused:
             open_plain(path)
+        told = refused.value
+        assert (told.errno, told.strerror) == (errno.EINVAL, "no plain file")
+        assert told.filename == str(path)
     with pytest.raises(UserError, match=r"pipe: is no plain file\. Name images"):
         named_images([str(pipe)])
 

@@ -195,8 +195,11 @@ def test_a_rerun_takes_the_run_s_own_limit_of_pixels(
     tmp_path: Path, write_pairs: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "a"
-    fewmask.finetune(pairs=str(write_pairs(8)), out=str(run), **SMALL)
+    monkeypatch.setenv("FEWMASK_MAX_MEGAPIXELS", "200")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000_000)
+    fewmask.finetune(pairs=str(write_pairs(8)), out=str(run), max_megapixels=7, **SMALL)
     monkeypatch.setenv("FEWMASK_CACHE", str(tmp_path / "cache"))  # nothing is decoded already
     monkeypatch.setenv("FEWMASK_MAX_MEGAPIXELS", "0.00002")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert fewmask.rerun(result=str(run), out=str(tmp_path / "b")).same
+    assert Image.MAX_IMAGE_PIXELS == 3_500_000  # Pillow refuses twice as many

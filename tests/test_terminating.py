@@ -137,6 +137,9 @@ GLOO = (
 )
 
 
+PIPE = "[Errno 32] Broken pipe"
+
+
 @pytest.mark.parametrize(
     ("problem", "why"),
     [
@@ -161,6 +164,7 @@ def test_another_error_is_none() -> None:
     assert lost(problem, "out") is None
     assert lost(RuntimeError("shape mismatch"), "out") is None
     assert ending_of(RuntimeError("shape mismatch")) is None
+    assert lost(ProcessRaisedException(f"Traceback\nBrokenPipeError: {PIPE}", 0, 7), "out") is None
     assert not interrupted(problem)
     assert interrupted(ProcessRaisedException("Traceback\nKeyboardInterrupt\n", 0, 7))
 

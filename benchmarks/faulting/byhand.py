@@ -119,8 +119,8 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def without_paths(said: str) -> str:
-    """A message's first line, without where on this machine it was."""
-    line = " ".join(said.partition("\n")[0].split())
+    """How a message begins, in one line, without where on this machine it was."""
+    line = " ".join(said.split())
     for place in (os.environ["BYHAND"].rpartition("/")[0], str(Path.home()), tempfile.gettempdir()):
         line = line.replace(place, "...")
     return line[:160]

@@ -23,16 +23,17 @@ def write(out: Path) -> None:
 
 def _counted(title: str, head: str, key: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows in the order of the sittings, counted by what they hold under `key`."""
-    columns = f"| {head} | tried | with a fault | of these on the newest commit |"
-    lines = [f"## {title}", "", columns, "| --- | --- | --- | --- |"]
+    columns = f"| {head} | tried | with a fault | on the newest commit | with a fault |"
+    lines = [f"## {title}", "", columns, "| --- | --- | --- | --- | --- |"]
     newest = rows[-1]["commit"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     for name, own in [*sorted(groups.items()), ("all", rows)]:
-        bad = [row for row in own if row["faults"]]
-        late = sum(row["commit"] == newest for row in bad)
-        lines.append(f"| {name} | {len(own)} | {len(bad)} | {late} |")
+        bad = sum(bool(row["faults"]) for row in own)
+        late = [row for row in own if row["commit"] == newest]
+        late_bad = sum(bool(row["faults"]) for row in late)
+        lines.append(f"| {name} | {len(own)} | {bad} | {len(late)} | {late_bad} |")
     return lines
 
 
@@ -110,8 +111,13 @@ def _failing(out: Path) -> list[str]:
     """The tests that were run on broken code, by folder; of each test the best try counts."""
     order = ("passes", "error", "asserts")
     best: dict[str, str] = {}
-    for row in record.rows(out / "failing.jsonl"):
-        best[row["test"]] = max(best.get(row["test"], "passes"), row["ends"], key=order.index)
+    by_hand: Counter[str] = Counter()
+    for name in ("failing.jsonl", "byhand.jsonl"):
+        for row in record.rows(out / name):
+            test, before = row["test"], best.get(row["test"], "passes")
+            best[test] = max(before, row["ends"], key=order.index)
+            if name == "byhand.jsonl" and before != row["ends"] == "asserts":
+                by_hand[test.split("::")[0].rpartition("/")[0]] += 1
     if not best:
         return []
     counts: dict[str, Counter[str]] = {}
@@ -119,9 +125,12 @@ def _failing(out: Path) -> list[str]:
         folder = test.split("::")[0].rpartition("/")[0]
         counts.setdefault(folder, Counter()).update([ends])
     counts["all"] = Counter(best.values())
+    by_hand["all"] = by_hand.total()
     rows = [
-        f"| {name} | {of.total()} | {of['asserts']} | {of['error']} | {of['passes']} |"
+        f"| {name} | {of.total()} | {of['asserts']} | {by_hand[name]} | {of['error']} | "
+        f"{of['passes']} |"
         for name, of in counts.items()
     ]
-    head = "| tests | run on broken code | fail by what they assert | by another error | pass |"
-    return ["## Tests on broken code", "", head, "| --- | --- | --- | --- | --- |", *rows]
+    head = "| tests | run on broken code | fail by what they assert | of a line broken by hand | "
+    head += "by another error | pass |"
+    return ["## Tests on broken code", "", head, "| --- | --- | --- | --- | --- | --- |", *rows]

@@ -11,7 +11,7 @@ import pytest
 from fewmask.data import items
 from fewmask.data.images import Undecodable
 from fewmask.data.items import ImageFile
-from fewmask.data.sources import MaskOptions, open_file, open_images, open_pairs
+from fewmask.data.sources import MaskOptions, open_file, open_images, open_pairs, split_source
 from fewmask.types import UserError
 
 Write = Callable[..., Path]
@@ -86,6 +86,7 @@ def test_the_home_folder_is_understood_after_a_kind(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_image(tmp_path / "pool" / "Cat" / "1.png")
+    assert split_source("cats-vs-dogs:~/pool") == ("cats-vs-dogs", tmp_path / "pool")
     assert len(open_images("cats-vs-dogs:~/pool").items) == 1
 
 

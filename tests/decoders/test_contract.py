@@ -120,7 +120,13 @@ def test_our_encoders_go_with_smps_decoders(name: str, encoder: str) -> None:
 
 @pytest.mark.parametrize("name", ["segformer", "upernet", "fcn8s"])
 def test_decoders_of_pyramids_take_vision_transformers(name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        decoders.try_out("deeplabv3plus", "vit_tiny_patch16_224")
+    assert name in str(caught.value).rpartition("go --decoder ")[2].split(", ")
     decoders.try_out(name, "vit_tiny_patch16_224")
+    with torch.inference_mode():
+        logits = segmenter(name, "vit_tiny_patch16_224").eval()(torch.rand(1, 3, 73, 104))
+    assert logits.shape == (1, 1, 73, 104)
 
 
 def test_a_decoder_that_is_none() -> None:

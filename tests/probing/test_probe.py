@@ -117,7 +117,9 @@ def test_the_result_is_a_function_of_the_seed(classes: Path, tmp_path: Path) -> 
     ends = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fewmask.probe(**arguments(classes, tmp_path / name, seed=seed))
-        ends.append((tmp_path / name / "probe.csv").read_text())
+        rows = read_table(tmp_path / name / "probe.csv")
+        assert {row.pop("seed") for row in rows} == {str(seed)}
+        ends.append(rows)
     assert ends[0] == ends[1] != ends[2]
 
 

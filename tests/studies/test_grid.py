@@ -45,7 +45,9 @@ def plan_of(tmp_path: Path, text: str, **flags: object) -> Plan:
 def test_packaged_plans_load(name: str) -> None:
     plan = load_plan(StudySettings(plan=name, out="o"))
     assert plan.baseline in [arm.name for arm in plan.arms]
-    assert len(list(plan.cells())) >= len(plan.arms)
+    repeats = [plan.repeats[budget] for budget in plan.budgets]
+    assert min(repeats) > 0
+    assert len(set(plan.cells())) == len(list(plan.cells())) == len(plan.arms) * sum(repeats)
 
 
 def test_the_report_s_protocol() -> None:

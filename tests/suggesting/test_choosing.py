@@ -93,6 +93,7 @@ def test_mini_batches_find_the_same_clusters(monkeypatch: pytest.MonkeyPatch) ->
     features, of = blobs((30, 12, 20))
     monkeypatch.setattr(clusters, "WHOLE", 10)
     found = clustered(functional.normalize(features), 3, seed=0)
+    assert sorted(set(found.tolist())) == [0, 1, 2]
     assert len({(int(a), int(b)) for a, b in zip(of, found, strict=True)}) == 3
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from tests.suggesting.conftest import picture
 
 import fewmask
 from fewmask.cli import dispatch, parse
+from fewmask.files import faults_of
 from fewmask.suggesting import command
 from fewmask.types import SuggestResult, UserError
 
@@ -235,4 +237,5 @@ def test_every_command_of_the_page_parses() -> None:
     lines = [line for line in page.read_text().splitlines() if line.startswith("fewmask suggest ")]
     assert len(lines) >= 2
     for line in lines:
-        assert parse("suggest", shlex.split(line)[2:]) is not None
+        words = shlex.split(line)[2:]
+        assert faults_of(partial(parse, "suggest", words), page) == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -61,10 +62,14 @@ def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     return [process.returncode for process in processes], "".join(said)
 
 
-def until_a_row(log: Path) -> None:
-    """Wait until steps are made."""
+def rows_in(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def until_a_row(log: Path, beside: int = 0) -> None:
+    """Wait until steps are made, beside those of the rows that are there."""
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not (log.exists() and log.read_text()):
+    while time.monotonic() < deadline and rows_in(log) <= beside:
         time.sleep(0.05)
 
 
@@ -133,8 +138,9 @@ def test_a_mistake_is_told_once(write_pairs: Callable[..., Path], tmp_path: Path
 
 @pytest.mark.timeout(900)
 def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_later(
-    write_pairs: Callable[..., Path], tmp_path: Path
+    write_pairs: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FEWMASK_SAVE_SECONDS", "0")
     pairs, out = str(write_pairs(8)), tmp_path / "run"
     long = (*SMALL, "--steps", "400")
     told = ("finetune", "--pairs", pairs, *long, "--out", str(out))
@@ -149,6 +155,15 @@ def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_later(
     assert codes[1] == -signal.SIGKILL
     assert not (out / "result.json").exists()
     assert not list(out.glob(".*.tmp"))
+    processes = srun(*told)
+    until_a_row(out / "metrics.jsonl", beside=rows_in(out / "metrics.jsonl"))
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    codes, said = ends(processes)
+    assert codes == [130, 130], said
+    assert said.count("goes on from step") == 1, said
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.timeout(900)

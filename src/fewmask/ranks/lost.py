@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import re
 
-BROKEN = (
-    "by peer",
-    "Broken pipe",
-    "is lost: no sign of life",
-    "ncclRemoteError",
-    "ncclSystemError",
-)
-"""Words of gloo's, NCCL's and our own errors where the other end of a connection is gone."""
+BROKEN = ("by peer", ": Broken pipe", "is lost: no sign of life", "ncclRemoteError")
+"""Words of gloo's, our own and NCCL's errors where the other end of a connection is gone. (Python's
+own broken pipe, of an output that nobody reads, has no colon.)"""
 
 
 class LostProcess(RuntimeError):
