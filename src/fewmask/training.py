@@ -14,11 +14,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +32,7 @@ from fewmask.data.reading import Reading, read_ahead
 from fewmask.files import UNEXPECTED, append_text, write_text_atomic
 from fewmask.finite import LossWatch
 from fewmask.headroom import Backward, within_memory
+from fewmask.interrupts import Stop, deferred_interrupt
 from fewmask.optimisation import Optimisation
 from fewmask.plainfiles import read_plain_text
 from fewmask.progress import Report
@@ -54,8 +53,6 @@ def _save_seconds() -> float:
 
 SAVE_SECONDS = _save_seconds()
 """At most this much work is lost when a run is killed, beside the step that was under way."""
-ONE_PRESS = 2.0
-"""Seconds within which a second Control-C is the first one."""
 AVERAGE_DECAY = 0.99
 
 Scores = dict[str, float | None]
@@ -152,7 +149,7 @@ def fit(
     the state and raises KeyboardInterrupt.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
-    with deferred_interrupt() as interrupted:
+    with deferred_interrupt(fabric.global_rank) as interrupted:
         loop.go(interrupted)
     loop.load_kept()
     if not all(torch.isfinite(p).all() for p in task.parameters()):
@@ -225,7 +222,7 @@ class _Loop:
             run.out.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.log_path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
-    def go(self, interrupted: Callable[[], bool]) -> None:
+    def go(self, interrupted: Callable[[], Stop | None]) -> None:
         steps = range(self.memory.step, self.run.steps)
         if steps.start and self.run.say:
             self.run.say(f"goes on from step {steps.start} of {steps.stop}")
@@ -249,7 +246,7 @@ class _Loop:
         return compiled(self.plain, run.compiles) if m.compiled else nullcontext()
 
     def steps(
-        self, steps: range, batches: Iterator[Batch], interrupted: Callable[[], bool]
+        self, steps: range, batches: Iterator[Batch], interrupted: Callable[[], Stop | None]
     ) -> None:
         m = self.memory
         self.task.train()
@@ -267,7 +264,7 @@ class _Loop:
             if last or stop or time.monotonic() - self.saved > SAVE_SECONDS:
                 self.save()
             if stop:
-                raise KeyboardInterrupt
+                raise stop
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> None:
         began = time.monotonic()
@@ -364,31 +361,6 @@ class _Loop:
         weights = kept.get(self.run.keep)
         if weights is not None:
             self.plain.load_state_dict({**self.plain.state_dict(), **weights})
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within the block Control-C only makes the function it gives say True; a second one stops.
-
-    What comes within `ONE_PRESS` of the first is the same one, handed on by another process.
-    """
-    asked: float | None = None
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        now = time.monotonic()
-        if asked is not None and now - asked > ONE_PRESS:
-            raise KeyboardInterrupt
-        asked = now if asked is None else asked
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked is not None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -34,6 +34,10 @@ class UserError(Exception):
         self.faults = faults
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while a network was trained, and what was under way is saved."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """How the values in mask files become class ids.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,16 +80,19 @@ def test_reading_ahead_stops_with_its_reader(
     store = OnDemand(images.src, images.items, 16, "square")
     stream = Stream(store, np.arange(20), 4, seed=1)
     taken: list[int] = []
+    said = threading.Event()
     real = Stream.at
 
     def at(self: Stream, step: int) -> Batch:
         taken.append(step)
-        time.sleep(2.0 if step else 0)  # the others are under way when the first is there
+        if step:  # the others are under way until it is said that no more is wanted
+            said.wait(60)
         return real(self, step)
 
     monkeypatch.setattr(Stream, "at", at)
     batches = read_ahead(stream, range(1000), CPU, Reading(2))
     next(batches)
+    threading.Timer(2.0, said.set).start()
     batches.close()  # type: ignore[attr-defined]
     assert set(taken) <= {0, 1, 2}  # those that were under way, and not what waits behind them
 

@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 from fewmask import __version__
 from fewmask.cli.commands import RUN
-from fewmask.cli.terminating import TERMINATED, as_interrupt
 from fewmask.flags import build_parser, construct, flag_name, given, near
 from fewmask.ranks import AlreadyTold, LostProcess, launched, refuse_many, told_by_the_first
-from fewmask.types import UserError
+from fewmask.types import Terminated, UserError
 
 COMMANDS: dict[str, str] = {
     "demo": "the whole study on a small generated data set",
@@ -53,12 +52,11 @@ SHARED = ("pretrain", "finetune")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 2 a mistake or what the machine lacks, 130 Control-C, 143
-    SIGTERM, 1 where another process of the run was lost, or after a traceback."""
+    """Run a command and exit: 0 done, 2 a mistake or what the machine lacks, 130 Control-C, 143 a
+    SIGTERM after which a training could save, 1 where another process of the run was lost."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     started = launched()
     first = started is None or started.first
-    terminated = as_interrupt(first=first) if argv is None else lambda: False
     if not first:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
     try:
@@ -69,16 +67,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             code = dispatch(arguments)
             if argv is None:  # the process ends here: Control-C has nothing left to stop
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             sys.exit(code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
         if first:
             again = (
                 "goes on from here" if arguments[:1] and arguments[0] in GO_ON else "begins anew"
             )
-            why = "terminated" if terminated() else "interrupted"
+            why = "terminated" if terminated else "interrupted"
             print(f"\n{why}; the same command again {again}", file=sys.stderr)
-        sys.exit(TERMINATED if terminated() else 130)
+        sys.exit(143 if terminated else 130)
     except Exception as problem:
         ending = ending_of(problem)
         if ending is None:

@@ -124,8 +124,9 @@ def _as_it_is(read: Any) -> Any:
 
 
 def _leave_interrupts(_: int) -> None:
-    """Control-C reaches every process; the first one ends the others."""
+    """Control-C reaches every process; the first one ends the others, if need be by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fits_shared_memory(n_bytes: int) -> bool:

@@ -8,10 +8,11 @@ from fewmask.ranks.launch import (
     refuse_many,
     told_by_the_first,
 )
-from fewmask.ranks.lost import LostProcess, interrupted, lost
+from fewmask.ranks.lost import INTERRUPTED, LostProcess, interrupted, lost
 from fewmask.ranks.meeting import Ranks
 
 __all__ = [
+    "INTERRUPTED",
     "AlreadyTold",
     "Launch",
     "LostProcess",

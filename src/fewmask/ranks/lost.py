@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-BROKEN = ("by peer", ": Broken pipe", "is lost: no sign of life", "ncclRemoteError")
-"""Words of gloo's, our own and NCCL's errors where the other end of a connection is gone. (Python's
-own broken pipe, of an output that nobody reads, has no colon.)"""
+BROKEN = ("by peer", "Broken pipe", "is lost: no sign of life", "ncclRemoteError")
+"""Words of gloo's, our own and NCCL's errors where the other end of a connection is gone."""
+INTERRUPTED = 130
+"""Exit code of a process that Control-C has ended."""
 
 
 class LostProcess(RuntimeError):
@@ -20,10 +21,9 @@ def lost(problem: Exception, place: str) -> LostProcess | None:
     """
     from torch.multiprocessing.spawn import ProcessExitedException
 
-    ended = isinstance(problem, ProcessExitedException)
-    if not ended and not any(words in str(problem) for words in BROKEN):
+    lines = [line for line in str(problem).splitlines() if _is_broken(line)]
+    if not lines and not isinstance(problem, ProcessExitedException):
         return None
-    lines = [line for line in str(problem).splitlines() if any(w in line for w in BROKEN)]
     why = lines[-1] if lines else str(problem)
     why = re.sub(r"^.*?Error: |\[[^\]]*\.\w+:\d+\] ", "", why).partition(". ")[0].strip()[:200]
     return LostProcess(
@@ -32,6 +32,11 @@ def lost(problem: Exception, place: str) -> LostProcess | None:
     )
 
 
+def _is_broken(line: str) -> bool:
+    """Python's own errors, of an output that nobody reads or of a download, have an [Errno]."""
+    return "[Errno" not in line and any(words in line for words in BROKEN)
+
+
 def interrupted(problem: Exception) -> bool:
-    """Whether a process that was started here has ended by Control-C."""
-    return str(problem).rstrip().endswith("KeyboardInterrupt")
+    """Whether a process that was started here has ended by Control-C, sent to it alone."""
+    return getattr(problem, "exit_code", None) == INTERRUPTED

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fewmask.files import appears, write_text_atomic
+from fewmask.interrupts import deferred_interrupt
 from fewmask.progress import progress
 from fewmask.runs import versions
 from fewmask.settings import StudySettings
@@ -24,7 +25,6 @@ from fewmask.studies.cells import encoder_folder, encoder_is_there
 from fewmask.studies.executing import is_done, say, words_of
 from fewmask.studies.plan import Cell
 from fewmask.studies.record import Study
-from fewmask.training import deferred_interrupt
 from fewmask.types import UserError
 
 RETRIES = 3
@@ -202,8 +202,8 @@ class Cluster:
                     self._settle(ref, pending.pop(ref), f"{total - len(pending)} of {total}")
                     finished()
                 report(total - len(pending), total)
-                if interrupted():
-                    raise KeyboardInterrupt
+                if stop := interrupted():
+                    raise stop
 
     def _settle(self, ref: Any, task: Task, count: str) -> None:
         """Tell of a task that is done. Raises UserError with the user's mistakes in it."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.files import appears, faults_of, write_text_atomic
-from fewmask.ranks import Ranks, interrupted, launched, lost
+from fewmask.interrupts import end_all, terminated_at_once
+from fewmask.ranks import INTERRUPTED, Ranks, interrupted, launched, lost
 from fewmask.runs import config_of, key_of, read_result
 from fewmask.settings import FinetuneSettings, PretrainSettings
 from fewmask.types import UserError
@@ -108,12 +107,16 @@ def _spawned(
     work: Callable[[Fabric, Trainable], Result],
     kind: type[Result],
 ) -> Result:
+    """Raises what stopped them: UserError, KeyboardInterrupt, or LostProcess where one is gone."""
     from torch.multiprocessing.spawn import ProcessException
 
+    others = set(active_children())
     try:
-        faults = fabric.launch(partial(_guarded, work=work, settings=settings))
+        with terminated_at_once():
+            faults = fabric.launch(partial(_guarded, work=work, settings=settings))
     except KeyboardInterrupt:
-        _interrupt_all()
+        ranks = set(active_children()) - others
+        end_all(sorted(ranks, key=lambda process: int(process.name.rpartition("-")[2])))
         raise
     except ProcessException as problem:
         if interrupted(problem):
@@ -130,24 +133,15 @@ def _spawned(
     return result
 
 
-def _interrupt_all() -> None:
-    """Have the processes save and end, too, and hold the run's folder until they have.
-
-    In a terminal Control-C has reached them all; what was sent to this one alone has not.
-    """
-    for child in active_children():
-        with suppress(ProcessLookupError):
-            os.kill(cast(int, child.pid), signal.SIGINT)
-    for child in active_children():
-        child.join()
-
-
 def _guarded(
     fabric: Fabric, work: Callable[[Fabric, Trainable], Any], settings: Trainable
 ) -> tuple[str, ...]:
     # Results and mistakes cross the processes as a file and as text: objects would be unpickled,
     # and an exception would reach the user as a traceback in a string.
-    return faults_of(lambda: work(fabric, settings), settings.out)
+    try:
+        return faults_of(lambda: work(fabric, settings), settings.out)
+    except KeyboardInterrupt:  # older torch would end a process of ours with 0
+        sys.exit(INTERRUPTED)
 
 
 # --- processes that torchrun or srun has started --------------------------------------------------
