@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="default: a temporary folder")
     arguments = parser.parse_args()
     if arguments.part == "byhand" and not (arguments.plan and arguments.plan.is_file()):
-        parser.error("byhand: --plan FILE is missing, or there is no such file")
+        parser.error(f"--plan {arguments.plan}: no such file" if arguments.plan else "give --plan")
     unknown = sorted(set(arguments.only) - set(cases(arguments.part)))
     if unknown and arguments.part != "configs":  # its files are known once they were made
         known = ", ".join(cases(arguments.part)) or "it has none"

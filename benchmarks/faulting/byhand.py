@@ -1,8 +1,9 @@
 """Tests that no random wrong answer makes fail: the line that each is about, broken by hand.
 
 A plan is a file of lines {"tests": [...], "file": ..., "old": ..., "new": ...}: in a copy of the
-checkout `old`, which is to be there once, becomes `new`, and the tests are run on that. The record
-has the same lines, one a test, with how the test ended and what it said; so it is a plan itself.
+checkout `old`, which is to be there once, becomes `new`, and the tests, by their whole names, are
+run on that. The record has the same lines, one a test, with how the test ended and what it said; so
+it is a plan itself. Of a test that was run again the last line counts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from faulting import record
+from faulting.failing import asserted
 
-ASSERTS = ("AssertionError", "assert", "Failed: DID NOT", "Failed: Regex")
-"""How pytest's message of a test begins that failed by what it asks for."""
 LONGEST = 900
 """Seconds that the tests of one broken line may take."""
 DATA = Path("../shared/data").absolute()
@@ -33,7 +33,7 @@ def main(work: Path, out: Path, plan: Path) -> int:
     copy = work / "copy"
     copied(Path.cwd(), copy)
     bad = 0
-    for line in lines(plan):
+    for line in list(lines(plan)):  # the plan may be the record
         for test, (ends, said) in on_broken(copy, line).items():
             row = {"test": test, **{key: line[key] for key in ("file", "old", "new")}}
             record.add(out / "byhand.jsonl", {**row, "ends": ends, "said": said})
@@ -63,15 +63,12 @@ def copied(here: Path, there: Path) -> None:
 
 
 def on_broken(copy: Path, line: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """How each test ends on the broken line: asserts, error or passes; and what it says.
-
-    Raises ValueError where what is to be broken is not there just once.
-    """
+    """How each test ends on the broken line: asserts, error or passes; and what it says."""
     file = copy / line["file"]
     right = file.read_text(encoding="utf-8")
     if right.count(line["old"]) != 1:
-        times = right.count(line["old"])
-        raise ValueError(f"{line['file']}: is there {times} times, not once: {line['old']!r}")
+        why = f"the text to be broken is there {right.count(line['old'])} times; expected once"
+        return dict.fromkeys(line["tests"], ("error", why))
     file.write_text(right.replace(line["old"], line["new"]), encoding="utf-8")
     try:
         return run(copy, line["tests"])
@@ -106,14 +103,15 @@ def run(copy: Path, tests: list[str]) -> dict[str, tuple[str, str]]:
 
 def pytest_runtest_logreport(report: Any) -> None:
     """Note how the test itself ended; where what it needs could not be made, that is an error."""
-    if "BYHAND" not in os.environ or (report.when != "call" and not report.failed):
+    made = report.when == "setup" and not report.passed
+    if "BYHAND" not in os.environ or not (made or report.when == "call"):
         return
     row = {"test": report.nodeid, "ends": "passes", "said": ""}
-    if report.failed:
+    if not report.passed:
         crash = getattr(report.longrepr, "reprcrash", None)
         said = crash.message if crash is not None else str(report.longrepr)
-        asserted = report.when == "call" and said.startswith(ASSERTS)
-        row |= {"ends": "asserts" if asserted else "error", "said": without_paths(said)}
+        by_itself = report.when == "call" and report.failed and asserted(report)
+        row |= {"ends": "asserts" if by_itself else "error", "said": without_paths(said)}
     with Path(os.environ["BYHAND"]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

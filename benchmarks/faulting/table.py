@@ -23,7 +23,7 @@ def write(out: Path) -> None:
 
 def _counted(title: str, head: str, key: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows in the order of the sittings, counted by what they hold under `key`."""
-    columns = f"| {head} | tried | with a fault | on the newest commit | with a fault |"
+    columns = f"| {head} | tried | with a fault | on the newest commit | of these with a fault |"
     lines = [f"## {title}", "", columns, "| --- | --- | --- | --- | --- |"]
     newest = rows[-1]["commit"]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -111,13 +111,11 @@ def _failing(out: Path) -> list[str]:
     """The tests that were run on broken code, by folder; of each test the best try counts."""
     order = ("passes", "error", "asserts")
     best: dict[str, str] = {}
-    by_hand: Counter[str] = Counter()
-    for name in ("failing.jsonl", "byhand.jsonl"):
-        for row in record.rows(out / name):
-            test, before = row["test"], best.get(row["test"], "passes")
-            best[test] = max(before, row["ends"], key=order.index)
-            if name == "byhand.jsonl" and before != row["ends"] == "asserts":
-                by_hand[test.split("::")[0].rpartition("/")[0]] += 1
+    for row in record.rows(out / "failing.jsonl"):
+        best[row["test"]] = max(best.get(row["test"], "passes"), row["ends"], key=order.index)
+    lines = {row["test"]: row["ends"] for row in record.rows(out / "byhand.jsonl")}  # the last one
+    best |= lines
+    by_hand = Counter(test.split("::")[0].rpartition("/")[0] for test in lines)
     if not best:
         return []
     counts: dict[str, Counter[str]] = {}
@@ -127,10 +125,10 @@ def _failing(out: Path) -> list[str]:
     counts["all"] = Counter(best.values())
     by_hand["all"] = by_hand.total()
     rows = [
-        f"| {name} | {of.total()} | {of['asserts']} | {by_hand[name]} | {of['error']} | "
-        f"{of['passes']} |"
+        f"| {name} | {of.total()} | {of['asserts']} | {of['error']} | {of['passes']} | "
+        f"{by_hand[name]} |"
         for name, of in counts.items()
     ]
-    head = "| tests | run on broken code | fail by what they assert | of a line broken by hand | "
-    head += "by another error | pass |"
+    head = "| tests | run on broken code | fail by what they assert | by another error | pass | "
+    head += "a line was broken by hand for |"
     return ["## Tests on broken code", "", head, "| --- | --- | --- | --- | --- | --- |", *rows]

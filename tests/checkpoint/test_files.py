@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.checkpoint.test_foreign import _Runs
 
-from fewmask.checkpoint import load_state, read_weights, save_state, save_weights
+from fewmask.checkpoint import files, load_state, read_weights, save_state, save_weights
 from fewmask.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from fewmask.types import UserError
 
@@ -148,6 +148,28 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     assert [*header["__metadata__"]] == sorted([*told, "crc32"])
     assert read_weights(tmp_path / "0").keys() == tensors.keys()
+
+
+def head(text: str) -> memoryview:
+    return memoryview(len(text.encode()).to_bytes(8, "little") + text.encode() + b"tensors")
+
+
+def test_a_head_s_metadata_is_put_in_order_and_its_length_stays() -> None:
+    given = r'{"__metadata__":{"b":"\u00e9","a":"1"}}'
+    found = files._in_order(head(given))
+    assert found[:8] == head(given)[:8]
+    assert found[8:].decode() == '{"__metadata__":{"a":"1","b":"é"}}' + 4 * " "
+    plain = '{"__metadata__":{"a":"é"}}'
+    assert files._in_order(head(plain))[8:].decode() == plain
+    with pytest.raises(ValueError, match=r"^a head of 27 bytes became one of 32$"):
+        files._in_order(head('{"__metadata__":{},"x":1e5}'))
+
+
+def test_what_is_no_plain_file_holds_no_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError) as refused:
+        read_weights(tmp_path / "pipe")
+    assert str(refused.value) == (f"{tmp_path / 'pipe'}: is no plain file; expected a weights file")
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
