@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,14 @@ def test_what_ends_a_command_is_told_in_a_line(
 
 @pytest.mark.parametrize("command", cli.GO_ON)
 def test_what_goes_on_says_so(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(_: object) -> None:
-        raise KeyboardInterrupt
+    for args, where in (((), "what was saved"), (("saved",), "here")):
+        stop = partial(raised, KeyboardInterrupt(*args))
+        monkeypatch.setattr(cli, "dispatch", stop)
+        assert f"the same command again goes on from {where}\n" in here(command).stderr
 
-    monkeypatch.setattr(cli, "dispatch", stop)
-    assert "the same command again goes on from here" in here(command).stderr
+
+def raised(problem: BaseException, _: object) -> None:
+    raise problem
 
 
 def test_a_study_begins_like_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from sklearn.metrics import jaccard_score
 
 import fewmask
 from fewmask.data import pets
-from fewmask.evaluation import border_readings, score_one
+from fewmask.data.sources import MaskOptions, open_pairs
+from fewmask.evaluation import border_readings, score_one, score_pairs
 from fewmask.metrics import scores
+from fewmask.segmentation import Geometry, Segmenter
 from fewmask.types import Labels, UserError
 
 
@@ -156,3 +158,22 @@ def test_weights_that_cannot_be_read_cost_no_earlier_scores(
             getattr(fewmask, command)(**settings)
     assert sorted(path.name for path in out.rglob("*")) == before
     assert not [path for path in tmp_path.iterdir() if path.name in ("new", "p", "s")]
+
+
+def test_a_picture_that_is_gone_is_named_with_the_mend(write_pairs: Callable[..., Path]) -> None:
+    folder = write_pairs(2)
+    pairs = open_pairs(str(folder), MaskOptions())
+    gone = min((folder / "images").iterdir())
+    gone.unlink()
+    labels = Labels(("a", "b"), (0, 1, *[255] * 254))
+    with pytest.raises(UserError) as told:
+        score_pairs(
+            Segmenter("resnet18", "unet", labels),
+            Geometry(32, "square"),
+            pairs.items,
+            labels,
+            torch.device("cpu"),
+        )
+    assert f"{gone.name}: cannot be decoded (No such file or directory). It is gone" in str(
+        told.value
+    )

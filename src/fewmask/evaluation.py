@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from fewmask.data import pets
 from fewmask.data.check import PairReport, check_pairs
 from fewmask.data.classes import UNKNOWN, of_run
+from fewmask.data.images import Undecodable
+from fewmask.data.looks import cannot
 from fewmask.data.sources import MaskOptions, Pair, PairSet, open_pairs
 from fewmask.devices import pick_device
 from fewmask.files import csv_text, write_json_atomic, write_text_atomic
@@ -53,7 +55,26 @@ def score_pairs(
     report: Report = silent,
     workers: int | None = None,
 ) -> list[ImageScores]:
-    """The scores of every pair, in order. `labels` says how the masks' values are read."""
+    """The scores of every pair, in order. `labels` says how the masks' values are read.
+
+    Raises UserError for a file that cannot be read any more.
+    """
+    try:
+        return _scored(network, geometry, pairs, labels, device, keep, report, workers)
+    except Undecodable as problem:
+        raise UserError(cannot(problem)) from problem
+
+
+def _scored(
+    network: Network,
+    geometry: Geometry,
+    pairs: Sequence[Pair],
+    labels: Labels,
+    device: torch.device,
+    keep: Keep | None,
+    report: Report,
+    workers: int | None,
+) -> list[ImageScores]:
     if isinstance(network, torch.nn.Module):
         network.eval()
     found = []

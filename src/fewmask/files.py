@@ -141,6 +141,10 @@ def refused(path: Path | str, problem: OSError) -> UserError:
         )
     if problem.errno == errno.ENOTDIR:
         return UserError(f"{path}: a file stands in the way of the folder. Choose another --out")
+    if problem.errno == errno.ENOENT:
+        return UserError(
+            f"{path}: its folder is gone. Bring it back to go on from there, or begin anew"
+        )
     return UserError(
         f"{path}: cannot be written ({problem.strerror or problem}). "
         "Make room or give the permission there, or choose another --out"

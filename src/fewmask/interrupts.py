@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -22,14 +23,13 @@ def deferred_interrupt(rank: int = 0) -> Iterator[Callable[[], Stop | None]]:
     raised, once there is a moment for it. A second Control-C stops at once.
 
     Of several processes the first decides, since all have to stop at the same step: the others are
-    deaf, unless the process that has started them is gone.
+    deaf.
     """
     asked: Stop | None = None
-    parent = os.getppid()
 
     def ask(number: int, _: FrameType | None) -> None:
         nonlocal asked
-        if rank and os.getppid() == parent:
+        if rank:
             return
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,9 +41,12 @@ def deferred_interrupt(rank: int = 0) -> Iterator[Callable[[], Stop | None]]:
 
 @contextmanager
 def terminated_at_once() -> Iterator[None]:
-    """Within the block SIGTERM is raised as Control-C is; for a process that waits for others."""
+    """Within the block SIGTERM is raised as Control-C is, once; for a process that waits for
+    others.
+    """
 
     def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # they are being ended
         raise Terminated
 
     with _heard_by(stop, interrupts=False):
@@ -53,12 +56,12 @@ def terminated_at_once() -> Iterator[None]:
 @contextmanager
 def _heard_by(handler: Callable[..., None], *, interrupts: bool = True) -> Iterator[None]:
     """SIGTERM is left to whoever has a handler for it (Ray), and to torchrun and srun: they end a
-    lost process's others by it.
+    lost process's others by it. A handler that is not Python's can't be put back, and stays.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-    heard = [signal.SIGINT] if interrupts else []
+    heard = [signal.SIGINT] if interrupts and signal.getsignal(signal.SIGINT) is not None else []
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and launched() is None:
         heard.append(signal.SIGTERM)
     before = {number: signal.signal(number, handler) for number in heard}
@@ -67,6 +70,21 @@ def _heard_by(handler: Callable[..., None], *, interrupts: bool = True) -> Itera
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as the one that has started it is gone: it held the run's folder.
+
+    Torch asks the system to send SIGINT then, which is lost where it is ignored, as in the
+    background of a script.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_all(ranks: Sequence[BaseProcess]) -> None:

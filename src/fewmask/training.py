@@ -264,7 +264,7 @@ class _Loop:
             if last or stop or time.monotonic() - self.saved > SAVE_SECONDS:
                 self.save()
             if stop:
-                raise stop
+                raise stop("saved")
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> None:
         began = time.monotonic()

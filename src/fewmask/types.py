@@ -34,6 +34,17 @@ class UserError(Exception):
         self.faults = faults
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name can be written into a table or a page: Linux takes any bytes for one,
+    and Python shows those that are no UTF-8 as lone surrogates.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came while a network was trained, and what was under way is saved."""
 

@@ -16,7 +16,7 @@ import torch
 from tests.checkpoint.test_foreign import _Runs
 
 from fewmask.checkpoint import files, load_state, read_weights, save_state, save_weights
-from fewmask.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from fewmask.files import append_text, write_bytes_atomic, write_json_atomic, write_text_atomic
 from fewmask.types import UserError
 
 WRITERS = {
@@ -106,6 +106,15 @@ def test_errors_that_are_ours_stay_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         write_json_atomic(tmp_path / "x.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_went_away_is_said_to_be_gone(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as told:
+        append_text(tmp_path / "gone" / "metrics.jsonl", "{}")
+    assert str(told.value) == (
+        f"{tmp_path / 'gone' / 'metrics.jsonl'}: its folder is gone. Bring it back to go on from "
+        "there, or begin anew"
+    )
 
 
 def test_json_is_json(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,15 @@ def test_masks_of_0_and_255_say_what_to_pass_and_passing_it_works(
     report = checked(folder, MaskOptions(mask_values=(0, 255)))
     assert not report.faults
     assert report.class_pixels[1] > 0
+
+
+def test_a_name_that_is_no_utf_8_is_a_fault(write_pairs: Pairs) -> None:
+    folder = write_pairs(3)
+    for kind in ("images", "masks"):
+        one = min((folder / kind).iterdir())
+        one.rename(one.with_name(os.fsdecode(b"caf\xe9.png")))
+    (fault,) = checked(folder).faults
+    assert fault.endswith("caf\udce9.png: the name is no UTF-8. Rename image and mask")
 
 
 def test_ignored_pixels_do_not_count(write_pairs: Pairs, write_mask: Write) -> None:

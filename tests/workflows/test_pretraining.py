@@ -99,6 +99,20 @@ def test_a_mistake_in_a_process_is_the_user_s_own(
     assert not (tmp_path / "o").exists()
 
 
+def test_of_two_that_claim_a_folder_at_once_one_is_refused(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "run", pretraining.claim
+
+    def the_other_was_quicker(out: Path, config: dict[str, Any]) -> None:
+        real(out, {**config, "steps": 3})
+
+    monkeypatch.setattr(pretraining, "claim", the_other_was_quicker)
+    with pytest.raises(UserError, match="steps"):
+        fewmask.pretrain(images=str(pool), out=str(out), **SMALL)
+    assert [path.name for path in out.iterdir()] == ["config.toml"]
+
+
 def test_a_pool_is_cached_with_room_for_crops_but_never_enlarged(tmp_path: Path) -> None:
     for i, side in enumerate((50, 60, 70)):
         picture = np.zeros((side, 90, 3), np.uint8)

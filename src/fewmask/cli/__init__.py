@@ -13,7 +13,7 @@ from fewmask import __version__
 from fewmask.cli.commands import RUN
 from fewmask.flags import build_parser, construct, flag_name, given, near
 from fewmask.ranks import AlreadyTold, LostProcess, launched, refuse_many, told_by_the_first
-from fewmask.types import Terminated, UserError
+from fewmask.types import Terminated, UserError, is_text
 
 COMMANDS: dict[str, str] = {
     "demo": "the whole study on a small generated data set",
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         if first:
-            again = (
-                "goes on from here" if arguments[:1] and arguments[0] in GO_ON else "begins anew"
-            )
+            again = "begins anew"
+            if arguments[:1] and arguments[0] in GO_ON:
+                again = f"goes on from {'here' if stop.args else 'what was saved'}"
             why = "terminated" if terminated else "interrupted"
             print(f"\n{why}; the same command again {again}", file=sys.stderr)
         sys.exit(143 if terminated else 130)
@@ -100,12 +100,14 @@ def ending_of(problem: Exception) -> tuple[int, str] | None:
             why = (str(problem).splitlines() or ["no more than that is known"])[0][:200]
             return 2, f"error: out of memory ({why}). {SMALLER}"
         case BrokenPipeError():
-            return 0, ""
+            return 141, ""  # as a shell says of a program that a closed pipe has ended
+        case UnicodeEncodeError() if not is_text(problem.object):
+            return 2, f"error: {problem.object[-200:]!a}: is no UTF-8. Rename it"
         case OSError():
             from fewmask.files import REFUSALS, refused
 
             if problem.errno in REFUSALS:
-                return 2, error_text(refused(problem.filename or "a file", problem))
+                return 2, error_text(refused(problem.filename or "the output", problem))
     return None
 
 
@@ -122,10 +124,15 @@ def lacks_memory(problem: Exception) -> bool:
 
 def error_text(mistake: UserError) -> str:
     """`error: ...` on one line; several faults: their number, then a line each."""
-    faults = [" ".join(fault.split()) for fault in mistake.faults]
+    faults = [plain(" ".join(fault.split())) for fault in mistake.faults]
     if len(faults) == 1:
         return f"error: {faults[0]}"
     return "\n".join([f"error: {len(faults)} faults", *faults])
+
+
+def plain(text: str) -> str:
+    """A line without control characters: a file's name may hold what moves a terminal's cursor."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def dispatch(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from fewmask.data.items import ImageItem
 from fewmask.data.place import cache_root
 from fewmask.data.sources import Pair, PairSet
 from fewmask.files import write_atomic, write_json_atomic
-from fewmask.types import UserError
+from fewmask.types import UserError, is_text
 
 Report = Callable[[int, int], None]
 BLANK = np.zeros((SIDE, SIDE), np.uint8)
@@ -79,6 +79,8 @@ def _look(pair: Pair) -> Seen:
     warnings: list[str] = []
     pixels: Pixels | None = None
     values: Pixels | None = None
+    if not is_text(pair.image.where):
+        faults.append(f"{pair.image.where}: the name is no UTF-8. Rename image and mask")
     try:
         pixels = pair.image.pixels()
         warnings += odd_ending(pair.image)

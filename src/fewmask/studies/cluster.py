@@ -203,7 +203,7 @@ class Cluster:
                     finished()
                 report(total - len(pending), total)
                 if stop := interrupted():
-                    raise stop
+                    raise stop("the cells save what they have")
 
     def _settle(self, ref: Any, task: Task, count: str) -> None:
         """Tell of a task that is done. Raises UserError with the user's mistakes in it."""

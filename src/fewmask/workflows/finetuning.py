@@ -127,6 +127,7 @@ def _begun(settings: FinetuneSettings) -> Iterator[FinetuneResult | None]:
         return
     claim(out, config_of(settings))
     with held(out):
+        refuse_others(out, config_of(settings))  # another may have claimed it in the same moment
         yield read_result(out, FinetuneResult, key, "model.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fewmask.data.loader import Stream
 from fewmask.devices import make_fabric
 from fewmask.files import appears, faults_of, write_text_atomic
-from fewmask.interrupts import end_all, terminated_at_once
+from fewmask.interrupts import end_all, end_with, terminated_at_once
 from fewmask.ranks import INTERRUPTED, Ranks, interrupted, launched, lost
 from fewmask.runs import config_of, key_of, read_result
 from fewmask.settings import FinetuneSettings, PretrainSettings
@@ -111,13 +112,15 @@ def _spawned(
     from torch.multiprocessing.spawn import ProcessException
 
     others = set(active_children())
+    rank = partial(_guarded, work=work, settings=settings, parent=os.getpid())
     try:
         with terminated_at_once():
-            faults = fabric.launch(partial(_guarded, work=work, settings=settings))
-    except KeyboardInterrupt:
-        ranks = set(active_children()) - others
-        end_all(sorted(ranks, key=lambda process: int(process.name.rpartition("-")[2])))
-        raise
+            try:
+                faults = fabric.launch(rank)
+            except KeyboardInterrupt:
+                ranks = set(active_children()) - others
+                end_all(sorted(ranks, key=lambda process: int(process.name.rpartition("-")[2])))
+                raise
     except ProcessException as problem:
         if interrupted(problem):
             raise KeyboardInterrupt from None
@@ -134,8 +137,9 @@ def _spawned(
 
 
 def _guarded(
-    fabric: Fabric, work: Callable[[Fabric, Trainable], Any], settings: Trainable
+    fabric: Fabric, work: Callable[[Fabric, Trainable], Any], settings: Trainable, parent: int
 ) -> tuple[str, ...]:
+    end_with(parent)
     # Results and mistakes cross the processes as a file and as text: objects would be unpickled,
     # and an exception would reach the user as a traceback in a string.
     try:

@@ -78,6 +78,7 @@ def _begun(
         return
     claim(out, config)
     with held(out):
+        refuse_others(out, config)  # another may have claimed it in the same moment
         yield read_result(out, PretrainResult, key, "encoder.safetensors")
 
 
