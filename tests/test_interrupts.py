@@ -37,11 +37,11 @@ DEAF = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
 class Begun:
     """A command under way, in a process group of its own: it has made a step."""
 
-    def __init__(self, command: list[str], out: Path, *, deaf: bool = False) -> None:
+    def __init__(self, command: list[str], out: Path) -> None:
         log, end = out / "metrics.jsonl", time.monotonic() + 600
-        rows, before = rows_of(log), DEAF if deaf else []
+        rows = rows_of(log)
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "fewmask", *command, *SMALL, "--out", str(out)],
+            [sys.executable, "-m", "fewmask", *command, *SMALL, "--out", str(out)],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -51,12 +51,6 @@ class Begun:
                 self.kill()
                 pytest.fail(f"no step was made: {self.process.communicate()[1]}")
             time.sleep(0.05)
-
-    def ranks(self) -> list[int]:
-        """The processes that it has started, in the order of their ranks."""
-        asked = ["pgrep", "-f", "-P", str(self.process.pid), "spawn_main"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-        return sorted(map(int, found.split()))
 
     def ends(self) -> tuple[int, str]:
         _, said = self.process.communicate(timeout=600)
@@ -72,9 +66,8 @@ def begun(write_pairs: Callable[..., Path], tmp_path: Path) -> Iterator[Callable
     """Begins to fine-tune in `run`; what is left of it is killed."""
     pairs, found = str(write_pairs(8)), []
 
-    def begin(*flags: str, deaf: bool = False) -> Begun:
-        command = ["finetune", "--pairs", pairs, *flags]
-        found.append(Begun(command, tmp_path / "run", deaf=deaf))
+    def begin(*flags: str) -> Begun:
+        found.append(Begun(["finetune", "--pairs", pairs, *flags], tmp_path / "run"))
         return found[-1]
 
     yield begin
@@ -124,7 +117,7 @@ def test_two_processes_save_and_end(
     begun: Callable[..., Begun], tmp_path: Path, send: Callable[[int], None], code: int, word: str
 ) -> None:
     run = begun(*ON_TWO)
-    ranks = run.ranks()
+    ranks = ranks_of(run.process.pid)
     assert len(ranks) == 2
     send(run.process.pid)
     ended, said = run.ends()
@@ -139,7 +132,7 @@ def test_a_process_that_is_killed_is_told_in_one_line(
     begun: Callable[..., Begun], tmp_path: Path
 ) -> None:
     run = begun(*ON_TWO)
-    os.kill(run.ranks()[1], signal.SIGKILL)
+    os.kill(ranks_of(run.process.pid)[1], signal.SIGKILL)
     code, said = run.ends()
     assert code == 1
     assert "Traceback" not in said
@@ -147,15 +140,35 @@ def test_a_process_that_is_killed_is_told_in_one_line(
 
 
 @pytest.mark.timeout(900)
-def test_processes_end_with_the_one_that_has_started_them(begun: Callable[..., Begun]) -> None:
-    run = begun(*ON_TWO, deaf=True)
-    ranks = run.ranks()
-    run.process.kill()
-    run.process.wait()
-    end = time.monotonic() + 60
-    while (left := [rank for rank in ranks if is_running(rank)]) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not left
+def test_processes_end_with_the_one_that_has_started_them(
+    write_pairs: Callable[..., Path], tmp_path: Path
+) -> None:
+    flags = ["--pairs", str(write_pairs(8)), *SMALL, *ON_TWO, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [*DEAF, sys.executable, "-m", "fewmask", "finetune", *flags],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while len(ranks := ranks_of(process.pid)) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(1)  # each has been told what to do, and is still importing
+        process.kill()
+        process.wait()
+        while any(is_running(rank) for rank in ranks):
+            time.sleep(0.1)
+        assert len(ranks) == 2
+        assert not (tmp_path / "run" / "metrics.jsonl").exists(), "they have trained on"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def ranks_of(pid: int) -> list[int]:
+    """The processes of a run that a command has started, in the order of their ranks."""
+    asked = ["pgrep", "-f", "-P", str(pid), "spawn_main"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    return sorted(map(int, found.split()))
 
 
 def is_running(pid: int) -> bool:
