@@ -108,7 +108,9 @@ def _zoo(out: Path) -> list[str]:
 
 
 def _failing(out: Path) -> list[str]:
-    """The tests that were run on broken code, by folder; of each test the best try counts."""
+    """The tests that were run on broken code, by folder; of each test the best try counts, and where
+    a line was broken by hand the last one.
+    """
     order = ("passes", "error", "asserts")
     best: dict[str, str] = {}
     for row in record.rows(out / "failing.jsonl"):

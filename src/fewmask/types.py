@@ -46,7 +46,7 @@ def is_text(name: str) -> bool:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came while a network was trained, and what was under way is saved."""
+    """SIGTERM came while a network was trained."""
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,6 @@ def test_control_c_saves_and_is_told_once(write_pairs: Callable[..., Path], tmp_
         process.send_signal(signal.SIGINT)
     codes, said = ends(processes)
     assert codes == [130, 130], said
-    assert said.count("interrupted; the same command again goes on from ") == 1
+    assert said.count("interrupted; the same command again goes on from here") == 1
     assert "Traceback" not in said
     assert (out / "state.pt").exists()
