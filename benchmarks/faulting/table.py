@@ -108,8 +108,8 @@ def _zoo(out: Path) -> list[str]:
 
 
 def _failing(out: Path) -> list[str]:
-    """The tests that were run on broken code, by folder; of each test the best try counts, and where
-    a line was broken by hand the last one.
+    """The tests that were run on broken code, by folder. Of each test the best try counts; where a
+    line was broken by hand, the last.
     """
     order = ("passes", "error", "asserts")
     best: dict[str, str] = {}

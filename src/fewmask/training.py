@@ -145,8 +145,8 @@ def fit(
     The folder then holds the state of the last step, so that what comes after the training can be
     killed as well; whoever writes the result removes it. Raises UserError where a loss is not a
     finite number (failed.json then names the batch; the state is that of good weights), or where
-    the folder holds a state that is damaged or another run's. Control-C finishes the step, saves
-    the state and raises KeyboardInterrupt.
+    the folder holds a state that is damaged or another run's. At Control-C and SIGTERM the step
+    is finished and the state saved, and KeyboardInterrupt or Terminated is raised.
     """
     loop = _Loop(fabric, task, run.optimisation.build(groups), stream, run, check)
     with deferred_interrupt(fabric.global_rank) as interrupted:
